@@ -1,0 +1,2 @@
+//! The kvd program.
+fn main() {}

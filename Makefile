@@ -1,0 +1,42 @@
+# Everything a user or developer runs. Each target prepares what it needs by itself.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build check test lint demo torture sim corruption fuzz mutants bench clean-data
+
+# One target directory for all checkouts: dependencies compile once.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvd/target
+KVD := $(CARGO_TARGET_DIR)/debug/kvd
+CYCLES ?= 1000
+SEEDS ?= 10000
+BLOCK_BYTES ?= 65536
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: ## Install what building needs (a C linker), or say what is missing
+	@deploy/setup.sh
+
+build: setup ## Build the program
+	cargo build -p kvd --bin kvd
+
+check: setup ## Quick set: unit, model and tidy tests (under two minutes once built)
+	cargo test --workspace --lib --bins --quiet
+	cargo test -p kvd-tests --test tidy --quiet
+
+test: setup ## Everything that needs no GPU and no engine; skipped tests are listed with their reason
+	@deploy/run-tests.sh
+
+lint: ## Format and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+demo: build ## Serve, replay a production trace, SIGKILL the daemon half way, show hits by tier
+	$(KVD) demo --block-bytes $(BLOCK_BYTES)
+
+torture: build ## Kill the daemon at random instants under load: make torture CYCLES=1000
+	cargo test -p kvd-tests --test torture --no-run --quiet
+	KVD_TORTURE_CYCLES=$(CYCLES) cargo test -p kvd-tests --test torture -- --nocapture
+
+sim: setup ## Seeded simulation of ladder, slot table, mover and recovery: make sim SEEDS=10000
+	KVD_SIM_SEEDS=$(SEEDS) cargo test -p kvd-tests --test sim -- --nocapture

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The whole test set. Tests that lack hardware or an engine append a line to the skip list instead of passing silently.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+KVD_SKIP_LIST=$(mktemp)
+export KVD_SKIP_LIST
+trap 'rm -f "$KVD_SKIP_LIST"' EXIT
+
+cargo build --workspace --bins
+cargo test --workspace --no-fail-fast
+
+if [ -s "$KVD_SKIP_LIST" ]; then
+  echo "Skipped:"
+  sort -u "$KVD_SKIP_LIST" | sed 's/^/  /'
+fi

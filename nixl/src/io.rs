@@ -15,14 +15,17 @@
 //!   completions had been *taken by `poll`* before it was submitted, and no others.
 
 mod op;
+mod random;
 mod waker;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use op::{FileId, IoDone, IoError, IoKind, IoOp};
+pub use random::Seeded;
 pub use waker::IoWaker;
 
-use crate::sys::Hold;
+use crate::sys::Memory;
 
 /// A queue of reads, writes and syncs with a single owner. See the [module documentation](self) for the promises.
 pub trait Io {
@@ -48,13 +51,13 @@ pub trait Io {
 
     /// Tells the device about memory that will be used often, so that it may pin it once instead of per operation.
     /// `false`: not possible here (no such facility, table full, memlock limit); operations work all the same.
-    fn register_memory(&mut self, memory: &Hold) -> bool {
+    fn register_memory(&mut self, memory: &Arc<dyn Memory>) -> bool {
         let _ = memory;
         false
     }
 
     /// Ends a registration; the memory is let go once no operation uses it.
-    fn unregister_memory(&mut self, memory: &Hold) {
+    fn unregister_memory(&mut self, memory: &Arc<dyn Memory>) {
         let _ = memory;
     }
 }

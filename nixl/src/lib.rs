@@ -3,4 +3,5 @@
 //! This crate knows no block, no hash and no tier. `sys` is the only home of `unsafe` in the workspace; it offers safe types upward.
 #![deny(unsafe_code)]
 
+pub mod io;
 pub mod sys;

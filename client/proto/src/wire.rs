@@ -1,0 +1,5 @@
+//! The bytes between an engine's process and the daemon.
+
+pub mod ring;
+pub mod session;
+pub mod slab;

@@ -14,15 +14,21 @@
 //! * **No order.** Operations in flight together may run in any order. [`IoKind::Sync`] covers the writes whose
 //!   completions had been *taken by `poll`* before it was submitted, and no others.
 
+mod blocking;
+mod file;
 mod op;
 mod random;
+mod sim;
 mod waker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use blocking::{BlockingIo, BlockingOptions};
+pub use file::{DIRECT_ALIGNMENT, FILES_MAX, FileOptions, IoFile, TooManyFiles};
 pub use op::{FileId, IoDone, IoError, IoKind, IoOp};
 pub use random::Seeded;
+pub use sim::{SimDisk, SimIo, SimOptions};
 pub use waker::IoWaker;
 
 use crate::sys::Memory;

@@ -101,6 +101,12 @@ pub enum IoError {
 }
 
 impl IoError {
+    /// What the operating system said.
+    pub(crate) fn from_os(error: &std::io::Error) -> Self {
+        // Errors that std makes up itself carry no number: they stand for an argument the kernel would have refused.
+        Self::Os { errno: error.raw_os_error().unwrap_or(rustix::io::Errno::INVAL.raw_os_error()) }
+    }
+
     /// The operating system's error number, where there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {

@@ -1,0 +1,37 @@
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// A data folder on disk and a DRAM folder on tmpfs, both gone with the value.
+#[derive(Debug)]
+pub struct Scratch {
+    data: TempDir,
+    dram: TempDir,
+}
+
+impl Scratch {
+    /// Folders named after `test`, for a human who finds them after a crash.
+    pub fn new(test: &str) -> Self {
+        let named = |parent: &Path| {
+            tempfile::Builder::new().prefix(&format!("kvd-{test}-")).tempdir_in(parent).expect("scratch folder")
+        };
+        let tmpfs = Path::new("/dev/shm");
+        let dram = if tmpfs.is_dir() { named(tmpfs) } else { named(&std::env::temp_dir()) };
+        Self { data: named(&std::env::temp_dir()), dram }
+    }
+
+    /// The daemon's data folder.
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// The folder of the DRAM arena.
+    pub fn dram(&self) -> &Path {
+        self.dram.path()
+    }
+
+    /// The engine socket.
+    pub fn socket(&self) -> PathBuf {
+        self.data.path().join("kvd.sock")
+    }
+}

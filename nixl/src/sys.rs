@@ -4,9 +4,22 @@
 //! and none hands out a reference to bytes that another process can change: such bytes are copied in or out, or are atomics.
 #![expect(unsafe_code, reason = "this module is the workspace's home of unsafe; see STYLE.md section 7")]
 
+mod eventfd;
+mod file;
+mod mapping;
 mod memory;
+mod process;
 mod raw;
 mod region;
+mod ring;
+pub mod sigbus;
+mod socket;
 
+pub use eventfd::{Bell, EventFd, Signal};
+pub use file::{OfdLock, is_sealed, memfd_sealed};
+pub use mapping::{Mapping, MappingError};
 pub use memory::{Memory, MemoryError, MemoryExtent};
+pub use process::{Pidfd, StartTime};
 pub use region::{ForeignMemory, Region};
+pub use ring::{Consumer, Producer, RING_ENTRY_BYTES, RingError, ring_bytes};
+pub use socket::{FDS_PER_MESSAGE_MAX, PeerCredentials, Received, peer_credentials, recv_with_fds, send_with_fds};

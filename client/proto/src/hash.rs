@@ -88,7 +88,7 @@ impl FromStr for BlockHash {
         if digits.len() > 2 * HASH_BYTES_MAX {
             return Err(BlockHashError::Length(digits.len() / 2));
         }
-        if digits.len() % 2 != 0 {
+        if !digits.len().is_multiple_of(2) {
             return Err(BlockHashError::Digits);
         }
         let mut bytes = [0; HASH_BYTES_MAX];

@@ -1,0 +1,94 @@
+//! What the daemon needs to know to serve, checked and resolved. The configuration file is one way to make it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kvd_proto::TenantKey;
+
+/// Everything [`serve`](super::serve) needs.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// The daemon's private folder: epoch, lock, and by default the tiers' files.
+    pub data_dir: PathBuf,
+    /// The Unix socket for engines. Its folder is private to the user.
+    pub socket: PathBuf,
+    /// The tenant whose socket it is.
+    pub tenant: TenantOptions,
+    /// Sessions at most, 1 to 64.
+    pub sessions_max: usize,
+    /// Users that may connect besides the daemon's own and root.
+    pub allowed_uids: Vec<u32>,
+    /// The DRAM tier.
+    pub dram: DramOptions,
+    /// The NVMe tier; `None` serves from DRAM alone.
+    pub nvme: Option<NvmeOptions>,
+    /// What falls first.
+    pub policy: PolicyChoice,
+    /// Bytes that one instance may hold under leases.
+    pub lease_bytes_max: u64,
+    /// After how long an unused lease is taken back.
+    pub lease_idle: Duration,
+    /// The default deadline of a match.
+    pub match_deadline: Duration,
+    /// The default deadline of a load.
+    pub load_deadline: Duration,
+    /// Whether loads that lose against computing again are refused.
+    pub gate_enabled: bool,
+    /// How long a stop may wait for moves under way.
+    pub stop_deadline: Duration,
+}
+
+/// Whose socket it is.
+#[derive(Debug, Clone)]
+pub struct TenantOptions {
+    /// For operators.
+    pub name: String,
+    /// From the configured secret, the same on every node and after every restart.
+    pub key: TenantKey,
+}
+
+/// The arena.
+#[derive(Debug, Clone)]
+pub struct DramOptions {
+    /// The folder of its files, on tmpfs or hugetlbfs.
+    pub path: PathBuf,
+    /// Bytes; rounded down to whole segments of 64 MiB.
+    pub capacity_bytes: u64,
+    /// Whether all pages are taken at start.
+    pub prefault: bool,
+}
+
+/// The NVMe tier.
+#[derive(Debug, Clone)]
+pub struct NvmeOptions {
+    /// One preallocated file or block device per path, 1 to 16.
+    pub paths: Vec<PathBuf>,
+    /// Bytes over all paths, split evenly.
+    pub capacity_bytes: u64,
+    /// Which I/O serves them.
+    pub io: IoChoice,
+    /// Bytes per second that may be read over all devices; `None` for no bound.
+    pub read_bytes_per_second_max: Option<u64>,
+    /// The same for writes.
+    pub write_bytes_per_second_max: Option<u64>,
+}
+
+/// Which I/O serves a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IoChoice {
+    /// io_uring where the kernel allows it, else threads.
+    Auto,
+    /// io_uring, or no start.
+    Uring,
+    /// Threads that read and write.
+    Blocking,
+}
+
+/// What falls first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PolicyChoice {
+    /// What was not used for longest.
+    Lru,
+    /// What is least likely to be used again, by what was seen.
+    Adaptive,
+}

@@ -1,1 +1,15 @@
-//! Blocks.
+//! Blocks: identity to place. The ladder takes every decision (no I/O), policies rank, tiers keep records.
+//!
+//! This crate knows no session, no engine and no socket; it moves bytes only through `kvd-nixl`.
+
+#![forbid(unsafe_code)]
+
+mod ids;
+pub mod ladder;
+pub mod policy;
+
+pub use ids::{
+    ClientSlot, DeviceId, FencedSlot, LeaseId, MoveId, NvmeSlot, RequestId, RestoredPlace, RestoredRecord,
+    RestoredSegment, RestoredZone, SEGMENT_BYTES, SLOT_BYTES_MIN, SLOT_INDEX_BITS, SegmentId, SlotEntry, SlotId,
+    SlotState, TenantId, ViewId, ZoneId,
+};

@@ -79,6 +79,7 @@ mod tests {
                 role: Role::Worker as i32,
                 client_name: name,
                 last_epoch: versions.2,
+                last_client_slot: versions.0,
             });
             let mut bytes = encode_frame(hello.clone()).unwrap();
             let used = bytes.len();

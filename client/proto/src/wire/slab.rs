@@ -233,7 +233,12 @@ pub struct CommitEntry<'a> {
     checksums: &'a [u8],
 }
 
-impl CommitEntry<'_> {
+impl<'a> CommitEntry<'a> {
+    /// The checksums as they stand in the slab: little-endian, one after the other.
+    pub const fn checksum_bytes(&self) -> &'a [u8] {
+        self.checksums
+    }
+
     /// How many units it names.
     pub fn units(&self) -> usize {
         self.checksums.len() / 8

@@ -15,20 +15,24 @@
 //!   completions had been *taken by `poll`* before it was submitted, and no others.
 
 mod blocking;
+mod fault;
 mod file;
 mod op;
 mod random;
 mod sim;
+mod uring;
 mod waker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use blocking::{BlockingIo, BlockingOptions};
+pub use fault::{Fault, FaultControl, FaultIo, FaultPlan, FaultRule, FaultTrigger};
 pub use file::{DIRECT_ALIGNMENT, FILES_MAX, FileOptions, IoFile, TooManyFiles};
 pub use op::{FileId, IoDone, IoError, IoKind, IoOp};
 pub use random::Seeded;
 pub use sim::{SimDisk, SimIo, SimOptions};
+pub use uring::{UringError, UringIo, UringOptions, UringState};
 pub use waker::IoWaker;
 
 use crate::sys::Memory;

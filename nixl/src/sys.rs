@@ -14,6 +14,7 @@ mod region;
 mod ring;
 pub mod sigbus;
 mod socket;
+mod uring;
 
 pub use eventfd::{Bell, EventFd, Signal};
 pub use file::{OfdLock, is_sealed, memfd_sealed};
@@ -23,3 +24,4 @@ pub use process::{Pidfd, StartTime};
 pub use region::{ForeignMemory, Region};
 pub use ring::{Consumer, Producer, RING_ENTRY_BYTES, RingError, ring_bytes};
 pub use socket::{FDS_PER_MESSAGE_MAX, PeerCredentials, Received, peer_credentials, recv_with_fds, send_with_fds};
+pub(crate) use uring::{UringCommand, UringQueue, UringSizes, UringTarget};

@@ -5,3 +5,5 @@
 
 pub mod io;
 pub mod sys;
+
+pub use sys::{ChecksumAlgorithm, unit_seed};

@@ -4,8 +4,11 @@
 //! and none hands out a reference to bytes that another process can change: such bytes are copied in or out, or are atomics.
 #![expect(unsafe_code, reason = "this module is the workspace's home of unsafe; see STYLE.md section 7")]
 
+mod checksum;
+pub mod copy;
 mod eventfd;
 mod file;
+mod lanes;
 mod mapping;
 mod memory;
 mod process;
@@ -15,7 +18,10 @@ mod ring;
 pub mod sigbus;
 mod socket;
 mod uring;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
+pub use checksum::{ChecksumAlgorithm, unit_seed};
 pub use eventfd::{Bell, EventFd, Signal};
 pub use file::{OfdLock, is_sealed, memfd_sealed};
 pub use mapping::{Mapping, MappingError};

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod dram;
 mod ids;
 pub mod ladder;
 pub mod policy;

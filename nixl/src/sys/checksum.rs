@@ -130,7 +130,7 @@ impl UnitHasher {
     }
 
     /// The checksum, after all bytes of the unit.
-    pub(super) fn finish(self) -> u64 {
+    pub(super) fn finish(&self) -> u64 {
         match self {
             Self::Lanes(lanes) => lanes.finish(),
             Self::Xxh3(hasher) => hasher.finish(),

@@ -214,26 +214,27 @@ impl<'a> Pass<'a> {
     /// record's length, and multiples of 64 bytes if `whole_stripes` was given.
     unsafe fn take(&mut self, mut to: *mut u8, mut from: *const u8, mut len: usize) {
         while len > 0 {
-            let (mut hasher, unit_left) = self.hasher.take().unwrap_or_else(|| {
+            // The hasher stays in its place: moving its state would cost as much as hashing a small fragment.
+            let (hasher, unit_left) = self.hasher.get_or_insert_with(|| {
                 let bytes = self.units.unit_bytes.min(self.record_left);
                 let seed = unit_seed(self.units.seed, u32::try_from(self.unit).unwrap_or(u32::MAX));
                 (UnitHasher::new(self.units.algorithm, seed, bytes, self.whole_stripes), bytes)
             });
-            let piece = len.min(unit_left);
+            let piece = len.min(*unit_left);
             // SAFETY: piece <= len, so the caller's promise covers it; unit lengths are whole stripes where pieces are.
             unsafe { hasher.take(to, from, piece, &mut self.stage) };
+            *unit_left -= piece;
+            if *unit_left == 0 {
+                self.checksums[self.unit] = hasher.finish();
+                self.unit += 1;
+                self.hasher = None;
+            }
             if !to.is_null() {
                 to = to.wrapping_add(piece);
             }
             from = from.wrapping_add(piece);
             len -= piece;
             self.record_left -= piece;
-            if piece == unit_left {
-                self.checksums[self.unit] = hasher.finish();
-                self.unit += 1;
-            } else {
-                self.hasher = Some((hasher, unit_left - piece));
-            }
         }
     }
 

@@ -81,7 +81,7 @@ impl Lanes {
     }
 
     /// The checksum of the whole unit.
-    pub(super) fn finish(self) -> u64 {
+    pub(super) fn finish(&self) -> u64 {
         assert_eq!(self.taken, self.stripes, "the unit is not complete");
         let len = (self.stripes * STRIPE_BYTES) as u64;
         let mut result = len.wrapping_mul(PRIME64_1);

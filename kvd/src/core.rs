@@ -12,6 +12,8 @@
 //! doorbell. It is the only place where a decision of the ladder meets a clock.
 
 pub mod admin;
+pub(crate) mod clock;
+mod epoch;
 mod handle;
 mod options;
 

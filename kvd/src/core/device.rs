@@ -1,0 +1,1 @@
+//! One thread per NVMe device: it owns the device, its queue and the verification of what it reads.

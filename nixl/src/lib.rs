@@ -3,6 +3,7 @@
 //! This crate knows no block, no hash and no tier. `sys` is the only home of `unsafe` in the workspace; it offers safe types upward.
 #![deny(unsafe_code)]
 
+pub mod agent;
 pub mod io;
 pub mod sys;
 

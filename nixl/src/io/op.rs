@@ -95,8 +95,9 @@ pub enum IoError {
         /// The error number.
         errno: i32,
     },
-    /// The operation names no file of this `Io`, has memory with a sync, or none with a read or write.
-    #[error("operation is malformed: unknown file, or memory missing or too much")]
+    /// The operation makes no sense: no such file in this `Io`, memory with a sync, none with a read or write, or a
+    /// copy whose ends overlap.
+    #[error("operation is malformed: no such file, memory missing or too much, or overlapping")]
     Malformed,
 }
 

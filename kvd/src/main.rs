@@ -1,2 +1,7 @@
 //! The kvd program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kvd::cli::main()
+}

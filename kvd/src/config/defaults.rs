@@ -1,0 +1,141 @@
+//! What stands when nobody says anything: a private data folder and sizes that this machine can spare.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::machine::{EntryKind, Machine};
+
+use super::file::{File, LogFormat, NvmeIo, PolicyName};
+use super::units::{Rate, Size, Span};
+use super::{
+    Admin, Config, Dram, Gate, Lease, Load, Log, Match, Metrics, Nvme, Otlp, Session, Telemetry, Tenant, Tiers,
+};
+
+/// Both tiers are carved in pieces of this size.
+pub(super) const PIECE_BYTES: u64 = 64 << 20;
+const DRAM_BYTES_MAX: u64 = 4 << 30;
+const NVME_BYTES_MAX: u64 = 16 << 30;
+/// Sessions are numbered in a 64-bit set of the arena's tables.
+pub(super) const SESSIONS_MAX: u32 = 64;
+const LEASE_IDLE: Duration = Duration::from_secs(60);
+/// The default wait of DESIGN.md: longer, and a miss would have been the better answer.
+const MATCH_DEADLINE: Duration = Duration::from_millis(50);
+
+/// The socket of a daemon that was started without any configuration.
+pub fn default_socket(machine: &dyn Machine) -> PathBuf {
+    socket_for(&data_dir(machine), machine)
+}
+
+fn socket_for(data_dir: &Path, machine: &dyn Machine) -> PathBuf {
+    match machine.variable("XDG_RUNTIME_DIR") {
+        // A data folder of one's own asks for a socket of one's own: the runtime folder has room for one daemon.
+        Some(runtime) if data_dir == self::data_dir(machine) => Path::new(&runtime).join("kvd/kvd.sock"),
+        _ => data_dir.join("kvd.sock"),
+    }
+}
+
+/// The admin socket that belongs to an engine socket.
+pub fn admin_socket_of(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".admin");
+    name.into()
+}
+
+fn data_dir(machine: &dyn Machine) -> PathBuf {
+    if let Some(state) = machine.variable("XDG_STATE_HOME") {
+        return Path::new(&state).join("kvd");
+    }
+    match machine.variable("HOME") {
+        Some(home) => Path::new(&home).join(".local/state/kvd"),
+        None => PathBuf::from(format!("/var/tmp/kvd-{}", machine.uid())),
+    }
+}
+
+/// Long enough for a whole long prompt from one slow disk; an engine that has better to do names its own.
+const LOAD_DEADLINE: Duration = Duration::from_secs(2);
+
+pub(super) fn fill(file: File, machine: &dyn Machine) -> Config {
+    let data_dir = file.data_dir.map(absolute).unwrap_or_else(|| data_dir(machine));
+    let socket = file.socket.map(absolute).unwrap_or_else(|| socket_for(&data_dir, machine));
+    let dram_path = file.tiers.dram.path.map(absolute).unwrap_or_else(|| arena_path(&data_dir));
+    let capacity = file.tiers.dram.capacity.unwrap_or_else(|| dram_capacity(&dram_path, machine));
+    let nvme_paths = match file.tiers.nvme.paths {
+        Some(paths) => paths.into_iter().map(absolute).collect(),
+        None => vec![data_dir.join("nvme.kvd")],
+    };
+    let nvme_capacity = file.tiers.nvme.capacity.unwrap_or_else(|| nvme_capacity(&nvme_paths, machine));
+    Config {
+        admin: Admin {
+            socket: file.admin.socket.map(absolute).unwrap_or_else(|| admin_socket_of(&socket)),
+            listen: file.admin.listen,
+        },
+        metrics: Metrics { listen: file.metrics.listen },
+        log: Log {
+            level: file.log.level.unwrap_or_else(|| "info".into()),
+            format: file.log.format.unwrap_or(LogFormat::Text),
+        },
+        telemetry: Telemetry { otlp: Otlp { endpoint: file.telemetry.otlp.endpoint } },
+        tiers: Tiers {
+            dram: Dram { capacity, path: dram_path, prefault: file.tiers.dram.prefault.unwrap_or(false) },
+            nvme: Nvme {
+                enabled: file.tiers.nvme.enabled.unwrap_or(true),
+                paths: nvme_paths,
+                capacity: nvme_capacity,
+                io: file.tiers.nvme.io.unwrap_or(NvmeIo::Auto),
+                read_bandwidth_max: file.tiers.nvme.read_bandwidth_max.unwrap_or(Rate(None)),
+                write_bandwidth_max: file.tiers.nvme.write_bandwidth_max.unwrap_or(Rate(None)),
+            },
+        },
+        policy: file.policy.unwrap_or(PolicyName::Adaptive),
+        lease: Lease {
+            bytes_max: file.lease.bytes_max.unwrap_or(Size(capacity.0 / 2)),
+            idle: file.lease.idle.unwrap_or(Span(LEASE_IDLE)),
+        },
+        session: Session {
+            max: file.session.max.unwrap_or(SESSIONS_MAX),
+            allowed_uids: file.session.allowed_uids.unwrap_or_default(),
+        },
+        r#match: Match { deadline: file.r#match.deadline.unwrap_or(Span(MATCH_DEADLINE)) },
+        load: Load { deadline: file.load.deadline.unwrap_or(Span(LOAD_DEADLINE)) },
+        gate: Gate { enabled: file.gate.enabled.unwrap_or(true) },
+        tenant: Tenant {
+            secret_file: file.tenant.secret_file.map(absolute).unwrap_or_else(|| data_dir.join("tenant.secret")),
+        },
+        data_dir,
+        socket,
+    }
+}
+
+/// The daemon may be restarted from another folder: what it remembers must not depend on where it was started.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Two daemons with data folders of their own get arenas of their own.
+fn arena_path(data_dir: &Path) -> PathBuf {
+    let id = blake3::hash(data_dir.as_os_str().as_encoded_bytes()).to_hex();
+    PathBuf::from(format!("/dev/shm/kvd-{}", &id[..12]))
+}
+
+fn whole_pieces(bytes: u64) -> Size {
+    Size((bytes / PIECE_BYTES).max(1) * PIECE_BYTES)
+}
+
+/// What the arena there holds already counts as free, so that a restart comes to the same size.
+fn dram_capacity(path: &Path, machine: &dyn Machine) -> Size {
+    let memory = machine.memory_bytes().unwrap_or(8 << 30);
+    let allowed = machine.memory_limit().map_or(memory, |limit| limit.bytes.min(memory));
+    let room = machine.filesystem(path).map_or(0, |fs| fs.free_bytes + machine.folder_bytes(path));
+    whole_pieces((allowed / 8).min(DRAM_BYTES_MAX).min(room / 4 * 3))
+}
+
+fn nvme_capacity(paths: &[PathBuf], machine: &dyn Machine) -> Size {
+    let Some(first) = paths.first() else { return Size(PIECE_BYTES) };
+    let files = paths.iter().filter_map(|path| machine.entry(path).ok().flatten());
+    let existing = files.filter(|entry| entry.kind == EntryKind::File).map(|entry| entry.bytes).sum::<u64>();
+    if existing >= PIECE_BYTES {
+        return Size(existing);
+    }
+    let free = machine.filesystem(first).map_or(0, |fs| fs.free_bytes);
+    whole_pieces((free / 4).min(NVME_BYTES_MAX))
+}

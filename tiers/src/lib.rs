@@ -7,7 +7,9 @@
 pub mod dram;
 mod ids;
 pub mod ladder;
+pub mod nvme;
 pub mod policy;
+pub mod record;
 
 pub use ids::{
     ClientSlot, DeviceId, FencedSlot, LeaseId, MoveId, NvmeSlot, RequestId, RestoredPlace, RestoredRecord,

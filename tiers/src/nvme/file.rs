@@ -1,0 +1,84 @@
+//! The file of a device: opened, reserved and locked before anything is read from it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kvd_nixl::io::{FileOptions, IoFile};
+use kvd_nixl::sys::OfdLock;
+
+use super::geometry::{Geometry, GeometryError};
+
+/// Why a path cannot be a device.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be opened, made or reserved.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another daemon has it, or the I/O of a dead one is not drained yet.
+    #[error("{}: in use by another kvd (or the last one's I/O is still under way)", path.display())]
+    Locked {
+        /// Which path.
+        path: PathBuf,
+    },
+    /// The capacity asked for is none that a device can have.
+    #[error("{}: {source}", path.display())]
+    Geometry {
+        /// Which path.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: GeometryError,
+    },
+}
+
+/// A file that is ours.
+#[derive(Debug)]
+pub struct PreparedFile {
+    /// For the `Io`.
+    pub file: Arc<IoFile>,
+    /// Held as long as the device is used: on the same open file description that does its I/O.
+    pub lock: OfdLock,
+    /// Bytes that the file or block device has.
+    pub bytes: u64,
+    /// Sizes that a fresh device gets.
+    pub geometry: Geometry,
+}
+
+/// Opens `path` (made if need be, unless it is a block device), takes its lock and reserves the space of a device of at most
+/// `capacity` bytes. Never waits, never makes a file shorter, changes no content.
+pub fn prepare(path: &Path, capacity: u64) -> Result<PreparedFile, FileError> {
+    let at = || path.to_owned();
+    let failed = |source| FileError::Io { path: at(), source };
+    let geometry = Geometry::fit(capacity).map_err(|source| FileError::Geometry { path: at(), source })?;
+    let file = IoFile::open(path, FileOptions { create: true, direct: true }).map_err(failed)?;
+    let lock = OfdLock::try_lock(file.as_fd()).map_err(failed)?.ok_or_else(|| FileError::Locked { path: at() })?;
+    let before = file.bytes().map_err(failed)?;
+    file.preallocate(before.max(geometry.end())).map_err(failed)?;
+    let bytes = file.bytes().map_err(failed)?;
+    Ok(PreparedFile { file: Arc::new(file), lock, bytes, geometry })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_one_owner_and_keeps_its_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nvme");
+        let first = prepare(&path, 72 << 20).unwrap();
+        assert_eq!(first.bytes, first.geometry.end());
+        assert!(matches!(prepare(&path, 72 << 20), Err(FileError::Locked { .. })));
+        drop(first);
+        let again = prepare(&path, 72 << 20).unwrap();
+        assert_eq!(again.bytes, again.geometry.end());
+        assert!(matches!(prepare(&path, 1 << 20), Err(FileError::Geometry { .. })));
+        assert!(matches!(prepare(folder.path(), 72 << 20), Err(FileError::Io { .. })));
+    }
+}

@@ -7,13 +7,10 @@
 mod runs;
 
 use super::checksum::{ChecksumAlgorithm, Stage, UnitHasher, unit_seed};
-use super::lanes::{self, STRIPE_BYTES};
+use super::lanes::STRIPE_BYTES;
 use super::memory::{MemoryError, MemoryExtent};
 use super::raw;
 pub use runs::{Axis, StridedRun};
-
-/// From this many bytes on a plain copy goes past the caches.
-const NON_TEMPORAL_BYTES_MIN: usize = 4096;
 
 /// Why a copy was refused. Nothing was stored then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -82,8 +79,8 @@ pub fn copy(source: &MemoryExtent, destination: &MemoryExtent) -> Result<(), Cop
     same_length(source.len(), destination.len())?;
     apart(source, destination)?;
     let (to, from, len) = (destination.as_ptr(), source.as_ptr(), source.len());
-    #[cfg(target_arch = "x86_64")]
-    if len >= NON_TEMPORAL_BYTES_MIN && lanes::supported() {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if len >= super::vector::NON_TEMPORAL_BYTES_MIN && super::lanes::supported() {
         // SAFETY: both extents are alive, `len` bytes long and apart, and the machine has AVX2.
         unsafe { super::vector::copy_non_temporal(to, from, len) };
         super::vector::fence();
@@ -241,19 +238,19 @@ impl<'a> Pass<'a> {
     /// Fetches a small fragment that will be taken soon; large ones are prefetched while they are read.
     #[inline]
     fn prefetch(&self, at: *const u8, bytes: usize) {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
         if bytes <= runs::LOOKAHEAD_BYTES {
             for line in (0..bytes).step_by(64) {
                 super::vector::prefetch(at.wrapping_add(line));
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
         let _ = (at, bytes);
     }
 
     fn end(self) {
         assert_eq!(self.record_left, 0, "the runs were checked to cover the record");
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
         super::vector::fence();
     }
 }

@@ -11,8 +11,6 @@
 
 /// Bytes of a stripe.
 pub(super) const STRIPE_BYTES: usize = 64;
-/// Stripes between two scrambles.
-const BLOCK_STRIPES: usize = 16;
 /// XXH3 has other forms for inputs up to here.
 const SHORT_BYTES_MAX: usize = 240;
 const SECRET_BYTES: usize = 192;
@@ -71,12 +69,12 @@ impl Lanes {
     pub(super) unsafe fn take(&mut self, to: *mut u8, from: *const u8, len: usize) {
         assert!(len.is_multiple_of(STRIPE_BYTES), "only whole stripes");
         assert!(len / STRIPE_BYTES <= self.stripes - self.taken, "more bytes than the unit has");
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
         // SAFETY: `new` has found AVX2; the ranges are the caller's promise.
         unsafe {
             avx2::take(self, to, from, len);
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
         unreachable!("`new` gives no state on this machine, {to:?} {from:?}");
     }
 
@@ -115,24 +113,27 @@ fn seeded_secret(seed: u64) -> [u8; SECRET_BYTES] {
 
 /// Whether this machine has the vector instructions.
 pub(super) fn supported() -> bool {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         std::arch::is_x86_feature_detected!("avx2")
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     {
         false
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod avx2 {
     use super::super::vector::{PREFETCH_BYTES, Store, load, prefetch, sort_of_store, store};
-    use super::{BLOCK_STRIPES, Lanes, PRIME32_1, SECRET_BYTES, STRIPE_BYTES};
+    use super::{Lanes, PRIME32_1, SECRET_BYTES, STRIPE_BYTES};
     use std::arch::x86_64::{
         __m256i, _mm256_add_epi64, _mm256_loadu_si256, _mm256_mul_epu32, _mm256_set1_epi64x, _mm256_shuffle_epi32,
         _mm256_slli_epi64, _mm256_srli_epi64, _mm256_storeu_si256, _mm256_xor_si256,
     };
+
+    /// Stripes between two scrambles.
+    const BLOCK_STRIPES: usize = 16;
 
     /// # Safety
     /// As `Lanes::take`, and the machine must have AVX2.

@@ -7,6 +7,9 @@ use std::arch::x86_64::{__m256i, _MM_HINT_T0, _mm_prefetch, _mm_sfence, _mm256_s
 /// How far ahead of the loads lines are fetched. Measured: 1, 2, 4 and 8 KiB are equal, none costs a tenth.
 pub(super) const PREFETCH_BYTES: usize = 2 << 10;
 
+/// From this many bytes on a plain copy goes past the caches.
+pub(super) const NON_TEMPORAL_BYTES_MIN: usize = 4096;
+
 /// How bytes are stored. Constants rather than a generic enum, so that a loop can be compiled for each.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

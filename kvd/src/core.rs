@@ -15,6 +15,9 @@ pub mod admin;
 pub(crate) mod clock;
 mod epoch;
 mod handle;
+mod device;
+mod client;
+mod verify;
 mod options;
 
 pub use handle::CoreHandle;

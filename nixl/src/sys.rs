@@ -18,10 +18,10 @@ mod ring;
 pub mod sigbus;
 mod socket;
 mod uring;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod vector;
 
-pub use checksum::{ChecksumAlgorithm, unit_seed};
+pub use checksum::{ChecksumAlgorithm, seed_from_unit, unit_seed};
 pub use eventfd::{Bell, EventFd, Signal};
 pub use file::{OfdLock, is_sealed, memfd_sealed};
 pub use mapping::{Mapping, MappingError};

@@ -61,10 +61,17 @@ fn seeded_crc(seed: u64) -> crc_fast::Digest {
 /// One record never gives two units the same seed: the step is odd and the mixing (SplitMix64) is a bijection. So units that
 /// changed places fail, and units of another record fail but for one chance in 2^64.
 pub const fn unit_seed(seed: u64, unit: u32) -> u64 {
-    let mut mixed = seed.wrapping_add((unit as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut mixed = seed.wrapping_add((unit as u64 + 1).wrapping_mul(UNIT_STEP));
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
+}
+
+const UNIT_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The seed under which unit `first + n` of a record counts as unit `n`: for a part of a record that is copied by itself.
+pub const fn seed_from_unit(seed: u64, first: u32) -> u64 {
+    seed.wrapping_add((first as u64).wrapping_mul(UNIT_STEP))
 }
 
 /// Bytes that pass through private memory at once: half of a first-level cache, so that the hasher finds them there.
@@ -92,6 +99,7 @@ pub(super) enum UnitHasher {
 
 impl UnitHasher {
     /// For a unit of `len` bytes. `whole_stripes`: every piece will be a multiple of 64 bytes.
+    #[inline(always)]
     pub(super) fn new(algorithm: ChecksumAlgorithm, seed: u64, len: usize, whole_stripes: bool) -> Self {
         match algorithm {
             ChecksumAlgorithm::Crc64Nvme => Self::Crc64Nvme(seeded_crc(seed)),
@@ -170,5 +178,6 @@ mod tests {
         seeds.sort_unstable();
         seeds.dedup();
         assert_eq!(seeds.len(), 3000);
+        assert_eq!(unit_seed(seed_from_unit(5, 70), 3), unit_seed(5, 73));
     }
 }

@@ -53,6 +53,7 @@ pub(super) struct Lanes {
 
 impl Lanes {
     /// For a unit of `len` bytes; `None` where the length or the machine is not one for this code.
+    #[inline(always)]
     pub(super) fn new(seed: u64, len: usize) -> Option<Self> {
         if len <= SHORT_BYTES_MAX || !len.is_multiple_of(STRIPE_BYTES) || !supported() {
             return None;
@@ -79,6 +80,7 @@ impl Lanes {
     }
 
     /// The checksum of the whole unit.
+    #[inline]
     pub(super) fn finish(&self) -> u64 {
         assert_eq!(self.taken, self.stripes, "the unit is not complete");
         let len = (self.stripes * STRIPE_BYTES) as u64;
@@ -101,6 +103,7 @@ impl Lanes {
     }
 }
 
+#[inline(always)]
 fn seeded_secret(seed: u64) -> [u8; SECRET_BYTES] {
     let mut secret = SECRET;
     for (index, word) in secret.chunks_exact_mut(8).enumerate() {

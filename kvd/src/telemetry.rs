@@ -28,7 +28,7 @@ pub enum TelemetryError {
 /// Changes the level of the running daemon.
 #[derive(Clone, Debug)]
 pub struct LogControl {
-    filter: reload::Handle<EnvFilter, Registry>,
+    filter: Option<reload::Handle<EnvFilter, Registry>>,
 }
 
 fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
@@ -36,12 +36,21 @@ fn filter(text: &str) -> Result<EnvFilter, TelemetryError> {
 }
 
 impl LogControl {
+    /// For a service in a process whose logs are not its own: levels are checked and go nowhere.
+    pub const fn detached() -> LogControl {
+        LogControl { filter: None }
+    }
+
     /// Takes over a new level.
     ///
     /// # Errors
     /// The filter is none; the old one stays.
     pub fn set_level(&self, level: &str) -> Result<(), TelemetryError> {
-        Ok(self.filter.reload(filter(level)?)?)
+        let filter = filter(level)?;
+        match &self.filter {
+            Some(handle) => Ok(handle.reload(filter)?),
+            None => Ok(()),
+        }
     }
 }
 
@@ -57,7 +66,7 @@ pub fn init(log: &Log) -> Result<LogControl, TelemetryError> {
         LogFormat::Text => registry.with(base.with_ansi(colours())).try_init()?,
         LogFormat::Json => registry.with(base.json().flatten_event(true)).try_init()?,
     }
-    Ok(LogControl { filter: handle })
+    Ok(LogControl { filter: Some(handle) })
 }
 
 fn colours() -> bool {

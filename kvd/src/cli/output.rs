@@ -90,6 +90,11 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
             Cell::new(text).set_alignment(if number { CellAlignment::Right } else { CellAlignment::Left })
         }));
     }
+    if !io::stdout().is_terminal() {
+        table.column_iter_mut().for_each(|column| {
+            column.set_padding((0, 2));
+        });
+    }
     let text = table.to_string();
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }

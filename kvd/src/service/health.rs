@@ -17,6 +17,22 @@ const ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// The core beats many times a second even when idle; this is far beyond any pause of a healthy host.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
+const READINESS: [&str; 3] = ["", "readiness", "kvd.admin.v1.AdminService"];
+const LIVENESS: &str = "liveness";
+
+/// Names the services before anybody can ask for them: not ready, but alive.
+pub(super) async fn announce(reporter: &HealthReporter) {
+    report(reporter, false, true).await;
+}
+
+async fn report(reporter: &HealthReporter, ready: bool, alive: bool) {
+    let status = |well| if well { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in READINESS {
+        reporter.set_service_status(service, status(ready)).await;
+    }
+    reporter.set_service_status(LIVENESS, status(alive)).await;
+}
+
 /// Keeps the statuses true until the future is dropped.
 pub(super) async fn watch<C: Asks>(reporter: HealthReporter, core: C, counters: Arc<Counters>) {
     let mut ticks = interval(LOOK_INTERVAL);
@@ -31,10 +47,6 @@ pub(super) async fn watch<C: Asks>(reporter: HealthReporter, core: C, counters: 
         let alive = beat.1.elapsed() < SILENCE_MAX;
         let answer = timeout(ANSWER_WAIT, core.ask(AdminCommand::Status)).await;
         let ready = matches!(answer, Ok(Ok(AdminReply::Status(status))) if status.ready);
-        let status = |well| if well { ServingStatus::Serving } else { ServingStatus::NotServing };
-        reporter.set_service_status("", status(ready)).await;
-        reporter.set_service_status("readiness", status(ready)).await;
-        reporter.set_service_status("kvd.admin.v1.AdminService", status(ready)).await;
-        reporter.set_service_status("liveness", status(alive)).await;
+        report(&reporter, ready, alive).await;
     }
 }

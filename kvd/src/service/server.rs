@@ -115,7 +115,8 @@ pub async fn run<C: Asks>(
     counters: Arc<Counters>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    health::announce(&reporter).await;
     let service = Arc::new(service);
     let (stopping, _) = tokio::sync::watch::channel(false);
     let stopped = || {
@@ -125,11 +126,11 @@ pub async fn run<C: Asks>(
             let _ = stopped.wait_for(|stop| *stop).await;
         }
     };
-    let unix = router(service.clone(), health.clone())
+    let unix = router(service.clone(), health_service.clone())
         .serve_with_incoming_shutdown(UnixListenerStream::new(listeners.unix), stopped());
     let tcp = listeners
         .tcp
-        .map(|tcp| router(service, health).serve_with_incoming_shutdown(TcpListenerStream::new(tcp), stopped()));
+        .map(|tcp| router(service, health_service).serve_with_incoming_shutdown(TcpListenerStream::new(tcp), stopped()));
     let watching = health::watch(reporter, core, counters);
     let stop = async {
         stop.await;

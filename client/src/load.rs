@@ -1,0 +1,232 @@
+//! From the arena into the engine's memory: copy, check, and only then tell.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvd_nixl::sys::copy::Units;
+use kvd_proto::wire::ring::{Op, Request, Status};
+use kvd_proto::wire::slab::{LANDED_BYTES, Landed, LandedStatus};
+use kvd_proto::{MissReason, Tier};
+
+use crate::layout::BlockMemory;
+use crate::link::{Call, CallError};
+use crate::matching::{Match, Part, reason_of};
+use crate::metadata::{Expected, read_checksums};
+use crate::segments::Segment;
+use crate::session::Session;
+use crate::view::{Opened, View, request};
+
+/// What a load did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Loaded {
+    /// How many blocks, from the first asked for, are in the engine's memory and verified. What lies in the destinations
+    /// behind them is undefined.
+    pub blocks: u32,
+    /// Why the next one is not; `None` if all are.
+    pub reason: Option<MissReason>,
+    /// Of these blocks, those that lay in DRAM.
+    pub from_dram: u32,
+    /// Of these blocks, those that came from NVMe.
+    pub from_nvme: u32,
+    /// Copies that did not match their checksums and were reported.
+    pub corrupt: u32,
+}
+
+/// Why a run of a load stopped.
+enum Stop {
+    /// The daemon has no more.
+    Miss(MissReason),
+    /// The copy of this position, counted in the lease, is not what it should be.
+    Corrupt(u32),
+}
+
+impl From<CallError> for Stop {
+    fn from(error: CallError) -> Self {
+        Self::Miss(reason_of(error))
+    }
+}
+
+/// What one load works with: memory that is used again for each block, and segments that were looked at.
+struct Work<'a> {
+    view: &'a View,
+    session: &'a Session,
+    opened: Opened,
+    scratch: Vec<u8>,
+    expected: Vec<u64>,
+    found: Vec<u64>,
+    segments: Vec<(u32, Arc<Segment>)>,
+    deadline: Instant,
+}
+
+impl View {
+    /// Copies blocks `blocks` of a match into `destinations`, one each, in order. Ends at the first that cannot be had, at
+    /// the latest when the engine's load deadline is over.
+    pub fn load(&self, found: &Match, blocks: Range<u32>, destinations: &[BlockMemory<'_>]) -> Loaded {
+        let within = self.load_deadline(found.session.as_deref());
+        self.load_within(found, blocks, destinations, within)
+    }
+
+    /// The same, at the latest `within` from now. The deadline is looked at between blocks: the copy of one block that has
+    /// begun is finished.
+    pub fn load_within(
+        &self,
+        found: &Match,
+        blocks: Range<u32>,
+        destinations: &[BlockMemory<'_>],
+        within: Duration,
+    ) -> Loaded {
+        let mut loaded = Loaded::default();
+        let wanted = blocks.len().min(destinations.len());
+        let deadline = Instant::now() + within;
+        // One retry per load: a good copy may lie below the one that was reported.
+        let mut retried = false;
+        while (loaded.blocks as usize) < wanted {
+            let position = blocks.start + loaded.blocks;
+            let part = found.parts.iter().find(|part| part.blocks.contains(&position));
+            let (Some(session), Some(part)) = (&found.session, part) else {
+                loaded.reason = Some(found.reason().unwrap_or(MissReason::LeaseLost));
+                return loaded;
+            };
+            let end = part.blocks.end.min(blocks.start + wanted as u32);
+            let targets = &destinations[loaded.blocks as usize..];
+            let stop = self.load_part(session, part, position..end, targets, deadline, &mut loaded);
+            match stop {
+                Ok(()) => {}
+                Err(Stop::Miss(reason)) => {
+                    loaded.reason = Some(reason);
+                    return loaded;
+                }
+                Err(Stop::Corrupt(at)) => {
+                    loaded.corrupt += 1;
+                    let reported = report(session, part.lease, at, deadline);
+                    if retried || reported.is_err() {
+                        loaded.reason = Some(reported.err().map_or(MissReason::Corrupt, reason_of));
+                        return loaded;
+                    }
+                    retried = true;
+                }
+            }
+        }
+        loaded
+    }
+
+    fn load_part(
+        &self,
+        session: &Session,
+        part: &Part,
+        blocks: Range<u32>,
+        targets: &[BlockMemory<'_>],
+        deadline: Instant,
+        loaded: &mut Loaded,
+    ) -> Result<(), Stop> {
+        if self.engine.shared.session().is_none_or(|current| current.id != session.id) {
+            // Another epoch, or a child of the process that took the lease.
+            return Err(Stop::Miss(MissReason::LeaseLost));
+        }
+        let opened = self.inner.opened(session, deadline)?;
+        let mut call = session.link.call(deadline)?;
+        let first = blocks.start - part.blocks.start;
+        let load = Request { first, lease: part.lease, ..request(Op::Load, opened.number, blocks.len()) };
+        call.send(load)?;
+        let mut work = Work {
+            view: self,
+            session,
+            opened,
+            scratch: Vec::new(),
+            expected: Vec::new(),
+            found: vec![0; self.inner.units.count as usize],
+            segments: Vec::new(),
+            deadline,
+        };
+        let mut done = 0;
+        loop {
+            let answer = call.next()?;
+            let landed = answer.count.min(blocks.len() as u32);
+            while done < landed {
+                let tier = work.take(&call, done, &targets[done as usize]).map_err(|stop| at(stop, first + done))?;
+                done += 1;
+                loaded.blocks += 1;
+                match tier {
+                    Some(Tier::Nvme) => loaded.from_nvme += 1,
+                    _ => loaded.from_dram += 1,
+                }
+            }
+            match answer.status {
+                Status::Partial => {}
+                Status::Ok if done as usize == blocks.len() => return Ok(()),
+                Status::Ok | Status::Refused | Status::BadRequest => {
+                    return Err(Stop::Miss(answer.reason.unwrap_or(MissReason::LeaseLost)));
+                }
+            }
+        }
+    }
+}
+
+/// Says which position a stop is about.
+fn at(stop: Stop, position: u32) -> Stop {
+    match stop {
+        Stop::Corrupt(_) => Stop::Corrupt(position),
+        miss @ Stop::Miss(_) => miss,
+    }
+}
+
+/// Tells the daemon that the DRAM copy of a block is bad, and waits until it has put it aside.
+fn report(session: &Session, lease: u64, position: u32, deadline: Instant) -> Result<(), CallError> {
+    // The call of the load has just been given back; its deadline holds here too.
+    let mut call = session.link.call(deadline)?;
+    call.send(Request { first: position, lease, ..request(Op::Corrupt, 0, 1) })?;
+    call.next().map(drop)
+}
+
+impl Work<'_> {
+    /// Copies one landed block and checks it.
+    fn take(&mut self, call: &Call<'_>, index: u32, target: &BlockMemory<'_>) -> Result<Option<Tier>, Stop> {
+        let landed = read_landed(call, index).ok_or(Stop::Miss(MissReason::TierDown))?;
+        if landed.status == LandedStatus::Missed {
+            return Err(Stop::Miss(landed.reason.unwrap_or(MissReason::Cold)));
+        }
+        if Instant::now() >= self.deadline {
+            return Err(Stop::Miss(MissReason::Timeout));
+        }
+        let segment = self.segment(landed.segment)?;
+        let _copying = self.session.begin_copy().ok_or(Stop::Miss(MissReason::TierDown))?;
+        let (inner, meta_bytes) = (&self.view.inner, self.opened.meta_bytes);
+        let payload_bytes = inner.payload_bytes as usize;
+        let slot = (meta_bytes + payload_bytes <= landed.slot_bytes as usize)
+            .then(|| segment.extent(landed.offset, landed.slot_bytes as usize))
+            .flatten()
+            .ok_or(Stop::Miss(MissReason::TierDown))?;
+        let (Ok(metadata), Ok(payload)) = (slot.part(0, meta_bytes), slot.part(meta_bytes, payload_bytes)) else {
+            return Err(Stop::Miss(MissReason::TierDown));
+        };
+        let expected = Expected {
+            meta_checksum: landed.meta_checksum,
+            generation: landed.generation,
+            payload_bytes: inner.payload_bytes,
+            unit_bytes: inner.units.unit_bytes,
+            units: inner.units.count,
+        };
+        let algorithm = read_checksums(&metadata, &expected, &mut self.scratch, &mut self.expected);
+        let Some(algorithm) = algorithm else { return Err(Stop::Corrupt(0)) };
+        let units = Units { unit_bytes: inner.units.unit_bytes as usize, algorithm, seed: landed.seed };
+        // A destination that does not fit is the engine's mistake: nothing is copied, the block is not told.
+        target.scatter(&payload, &units, &mut self.found).map_err(|_| Stop::Miss(MissReason::Cold))?;
+        if self.found == self.expected { Ok(landed.tier) } else { Err(Stop::Corrupt(0)) }
+    }
+
+    fn segment(&mut self, number: u32) -> Result<Arc<Segment>, Stop> {
+        if let Some((_, open)) = self.segments.iter().find(|(found, _)| *found == number) {
+            return Ok(open.clone());
+        }
+        let open = self.session.segment(number, self.deadline)?;
+        self.segments.push((number, open.clone()));
+        Ok(open)
+    }
+}
+
+fn read_landed(call: &Call<'_>, index: u32) -> Option<Landed> {
+    let mut bytes = [0; LANDED_BYTES];
+    call.slab().read(index as usize * LANDED_BYTES, &mut bytes).ok()?;
+    Landed::decode(&bytes).ok()
+}

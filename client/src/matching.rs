@@ -1,0 +1,145 @@
+//! The longest prefix that the daemon has, and the hold on it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, FLAG_LEASE, Op, Request, Status};
+use kvd_proto::{BlockHash, HASH_BYTES_MAX, MissReason, Tier};
+
+use crate::link::CallError;
+use crate::session::Session;
+use crate::view::{View, request};
+
+/// A prefix that was found, held for this engine until it is dropped or [released](Match::release).
+#[derive(Debug, Default)]
+pub struct Match {
+    blocks: u32,
+    reason: Option<MissReason>,
+    slowest: Option<Tier>,
+    estimate: Duration,
+    /// Where the leases hold; `None` if there is none.
+    pub(crate) session: Option<Arc<Session>>,
+    /// One lease per [`BLOCKS_PER_CALL_MAX`] hashes.
+    pub(crate) parts: Vec<Part>,
+}
+
+/// What one lease holds.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    pub(crate) lease: u64,
+    /// Positions in the hashes of the match.
+    pub(crate) blocks: Range<u32>,
+}
+
+impl Match {
+    /// Length of the prefix.
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// Why the first block behind the prefix is none of it; `None` if all matched.
+    pub fn reason(&self) -> Option<MissReason> {
+        self.reason
+    }
+
+    /// The slowest tier that holds a part of it.
+    pub fn slowest(&self) -> Option<Tier> {
+        self.slowest
+    }
+
+    /// How long the daemon needs to bring it into DRAM, by what it has measured.
+    pub fn estimate(&self) -> Duration {
+        self.estimate
+    }
+
+    /// Gives the hold back now.
+    pub fn release(self) {}
+
+    pub(crate) fn missed(reason: MissReason) -> Self {
+        let mut found = Self::default();
+        found.reason = Some(reason);
+        found
+    }
+}
+
+impl Drop for Match {
+    fn drop(&mut self) {
+        let Some(session) = self.session.take().filter(|session| !session.link.is_down()) else { return };
+        for part in self.parts.drain(..) {
+            session.link.give_back(Op::Release, part.lease);
+        }
+    }
+}
+
+impl View {
+    /// The longest prefix of `hashes` that can be loaded. Never later than the engine's match deadline (50 ms unless set).
+    pub fn match_prefix(&self, hashes: &[BlockHash]) -> Match {
+        let session = self.engine.shared.session();
+        let deadline = Instant::now() + self.match_deadline(session.as_deref());
+        self.match_until(session, hashes, deadline)
+    }
+
+    /// The longest prefix of `hashes` that can be loaded; never later than `within` from now.
+    pub fn match_prefix_within(&self, hashes: &[BlockHash], within: Duration) -> Match {
+        self.match_until(self.engine.shared.session(), hashes, Instant::now() + within)
+    }
+
+    fn match_until(&self, session: Option<Arc<Session>>, hashes: &[BlockHash], deadline: Instant) -> Match {
+        let Some(session) = session else { return Match::missed(MissReason::TierDown) };
+        if hashes.iter().any(|hash| hash.len() != self.inner.hash_bytes) {
+            return Match::missed(MissReason::Cold);
+        }
+        let mut found = Match::default();
+        found.session = Some(session.clone());
+        for part in hashes.chunks(BLOCKS_PER_CALL_MAX as usize) {
+            match self.match_part(&session, part, deadline, &mut found) {
+                Ok(blocks) if blocks as usize == part.len() => {}
+                Ok(_) => return found,
+                Err(error) => {
+                    found.reason = Some(reason_of(error));
+                    return found;
+                }
+            }
+        }
+        found
+    }
+
+    fn match_part(
+        &self,
+        session: &Session,
+        hashes: &[BlockHash],
+        deadline: Instant,
+        found: &mut Match,
+    ) -> Result<u32, CallError> {
+        let opened = self.inner.opened(session, deadline)?;
+        let mut call = session.link.call(deadline)?;
+        for (index, hash) in hashes.iter().enumerate() {
+            call.slab().write(index * HASH_BYTES_MAX, &hash.padded()).map_err(|_| CallError::Timeout)?;
+        }
+        call.send(Request { flags: FLAG_LEASE, ..request(Op::Match, opened.number, hashes.len()) })?;
+        let answer = call.next()?;
+        // A daemon that claims more than was asked, or a hit without a hold on it, is not believed.
+        let held = answer.status == Status::Ok && (answer.count == 0 || answer.lease != 0);
+        let blocks = if held { answer.count.min(hashes.len() as u32) } else { 0 };
+        if answer.lease != 0 {
+            found.parts.push(Part { lease: answer.lease, blocks: found.blocks..found.blocks + blocks });
+        }
+        found.blocks += blocks;
+        found.slowest = found.slowest.max(answer.tier);
+        found.estimate += Duration::from_micros(answer.arg);
+        found.reason = match (blocks as usize == hashes.len(), answer.reason) {
+            (true, _) => None,
+            (false, reason) => Some(reason.unwrap_or(MissReason::Cold)),
+        };
+        Ok(blocks)
+    }
+}
+
+/// What a call without an answer means for its blocks.
+pub(crate) fn reason_of(error: CallError) -> MissReason {
+    match error {
+        CallError::Down => MissReason::TierDown,
+        CallError::Timeout => MissReason::Timeout,
+    }
+}

@@ -1,21 +1,7 @@
 //! The unit checksums of a record, out of its metadata in the slot.
 
 use kvd_nixl::sys::{ChecksumAlgorithm, MemoryExtent};
-
-/// Where the fields stand that a client needs; docs/formats/record.md is the map.
-mod at {
-    pub(super) const META_CHECKSUM: usize = 16;
-    pub(super) const AFTER_CHECKSUM: usize = 24;
-    pub(super) const PAYLOAD_BYTES: usize = 24;
-    pub(super) const GENERATION: usize = 32;
-    pub(super) const ALGORITHM: usize = 187;
-    pub(super) const UNIT_BYTES: usize = 188;
-    pub(super) const UNIT_COUNT: usize = 192;
-    pub(super) const CHECKSUMS: usize = 256;
-}
-
-const MAGIC: &[u8; 8] = b"KVDREC\r\n";
-const SEED: u64 = u64::from_le_bytes(*b"KVDMETA1");
+use kvd_proto::record::{HEADER_BYTES, MAGIC, SEED, at};
 
 /// What the daemon says of a record, and what the view says of all of them.
 #[derive(Debug, Clone, Copy)]
@@ -40,12 +26,12 @@ pub(crate) fn read_checksums(
     scratch.resize(metadata.len(), 0);
     metadata.read(0, scratch).ok()?;
     let bytes = &scratch[..];
-    let end = at::CHECKSUMS.checked_add((expected.units as usize).checked_mul(8)?)?;
-    if bytes.len() < end || bytes.first_chunk() != Some(MAGIC) {
+    let end = HEADER_BYTES.checked_add((expected.units as usize).checked_mul(8)?)?;
+    if bytes.len() < end || bytes.first_chunk() != Some(&MAGIC) {
         return None;
     }
     let head = ChecksumAlgorithm::Crc64Nvme.checksum(SEED, &bytes[..at::META_CHECKSUM]);
-    let found = ChecksumAlgorithm::Crc64Nvme.checksum(head, &bytes[at::AFTER_CHECKSUM..]);
+    let found = ChecksumAlgorithm::Crc64Nvme.checksum(head, &bytes[at::META_CHECKSUM + 8..]);
     let same = found == expected.meta_checksum
         && u64_at(bytes, at::META_CHECKSUM) == found
         && u64_at(bytes, at::PAYLOAD_BYTES) == u64::from(expected.payload_bytes)
@@ -56,7 +42,7 @@ pub(crate) fn read_checksums(
         return None;
     }
     checksums.clear();
-    checksums.extend(bytes[at::CHECKSUMS..end].chunks_exact(8).map(|chunk| u64_at(chunk, 0)));
+    checksums.extend(bytes[HEADER_BYTES..end].chunks_exact(8).map(|chunk| u64_at(chunk, 0)));
     ChecksumAlgorithm::from_id(bytes[at::ALGORITHM])
 }
 

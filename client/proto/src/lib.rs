@@ -6,6 +6,7 @@
 //! * identity: [`BlockHash`] (the engine's), [`Namespace`] and its digest, [`GroupKey`] and [`BlockKey`] (what tiers index);
 //! * layout: [`GroupSpec`], [`Plane`] and [`Shard`];
 //! * answers: [`Tier`], [`MissReason`], [`Epoch`], [`Time`];
+//! * the byte map of record metadata: [`record`];
 //! * the wire: [`wire::session`] (handshake messages) and [`wire::ring`] (fixed entries and slabs in shared memory).
 //!
 //! Invariants: every decoder takes arbitrary bytes and never panics; every encoding is little-endian and byte-exact; the
@@ -20,6 +21,7 @@ mod ids;
 mod key;
 mod namespace;
 mod plane;
+pub mod record;
 mod shard;
 mod time;
 pub mod wire;

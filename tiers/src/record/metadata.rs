@@ -1,60 +1,17 @@
 //! The metadata of a record as values, its sizes and its limits.
 
 use kvd_nixl::sys::ChecksumAlgorithm;
-use kvd_proto::{BlockHash, BlockKey, InstanceId, NamespaceDigest, SHARD_BYTES, Shard, UnitOrder};
+use kvd_proto::{BlockHash, BlockKey, InstanceId, NamespaceDigest, Shard, UnitOrder};
 
 use super::bytes::{u32_at, u64_at};
 
-/// Everything is written in whole sectors of this size.
-pub const SECTOR_BYTES: usize = 4096;
-/// Most bytes that a record's metadata may take: room for 16 352 units.
-pub const META_BYTES_MAX: usize = 128 << 10;
+pub use kvd_proto::record::{META_BYTES_MAX, SECTOR_BYTES, meta_bytes};
+pub(super) use kvd_proto::record::{HEADER_BYTES, MAGIC, SEED, VERSION, at};
+
 /// Most bytes that a payload may have: a slot is never larger than a segment.
 pub const PAYLOAD_BYTES_MAX: u32 = 64 << 20;
 
-pub(super) const MAGIC: [u8; 8] = *b"KVDREC\r\n";
-pub(super) const VERSION: u16 = 1;
-pub(super) const HEADER_BYTES: usize = 256;
-pub(super) const SEED: u64 = u64::from_le_bytes(*b"KVDMETA1");
-
-/// Offsets of the header's fields; docs/formats/record.md is the map.
-pub(super) mod at {
-    pub(in super::super) const MAGIC: usize = 0;
-    pub(in super::super) const VERSION: usize = 8;
-    pub(in super::super) const HEADER_BYTES: usize = 10;
-    pub(in super::super) const META_BYTES: usize = 12;
-    pub(in super::super) const PAYLOAD_BYTES: usize = 24;
-    pub(in super::super) const GENERATION: usize = 32;
-    pub(in super::super) const POSITION: usize = 36;
-    pub(in super::super) const KEY: usize = 40;
-    pub(in super::super) const PARENT_KEY: usize = 56;
-    pub(in super::super) const NAMESPACE: usize = 72;
-    pub(in super::super) const WRITER: usize = 104;
-    pub(in super::super) const HASH: usize = 120;
-    pub(in super::super) const PARENT_HASH: usize = 152;
-    pub(in super::super) const HASH_LENGTH: usize = 184;
-    pub(in super::super) const PARENT_HASH_LENGTH: usize = 185;
-    pub(in super::super) const FLAGS: usize = 186;
-    pub(in super::super) const ALGORITHM: usize = 187;
-    pub(in super::super) const UNIT_BYTES: usize = 188;
-    pub(in super::super) const UNIT_COUNT: usize = 192;
-    pub(in super::super) const TOKEN_COUNT: usize = 196;
-    pub(in super::super) const SHARD: usize = 200;
-    pub(in super::super) const GROUP: usize = 212;
-    pub(in super::super) const LAYOUT: usize = 214;
-    pub(in super::super) const RESERVED: usize = 216;
-}
-
-const _: () = assert!(at::RESERVED + 40 == HEADER_BYTES);
-const _: () = assert!(at::SHARD + SHARD_BYTES == at::GROUP);
-const _: () = assert!(META_BYTES_MAX.is_multiple_of(SECTOR_BYTES));
-
 pub(super) const HAS_PARENT: u8 = 1;
-
-/// Bytes of metadata for a record of `units` units and `tokens` token ids: whole sectors.
-pub const fn meta_bytes(units: usize, tokens: usize) -> usize {
-    (HEADER_BYTES + 8 * units + 4 * tokens).next_multiple_of(SECTOR_BYTES)
-}
 
 /// Units of a payload; the last one may be shorter.
 pub const fn units(payload_bytes: u32, unit_bytes: u32) -> usize {

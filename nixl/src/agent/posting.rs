@@ -172,8 +172,9 @@ impl Posting {
             self.next_piece = self.plan.pieces.len();
         }
         if self.next_piece == self.plan.pieces.len() && self.in_flight == 0 {
-            self.finish(DescriptorError::Cancelled);
+            // Counted first: whoever has the report finds it in the telemetry.
             counters.transfer_ended(now.saturating_duration_since(self.posted));
+            self.finish(DescriptorError::Cancelled);
             return true;
         }
         if self.deadline.is_some_and(|deadline| deadline <= now) {

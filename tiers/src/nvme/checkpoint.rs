@@ -20,7 +20,7 @@ pub(super) const RUN_BYTES: usize = 64 << 10;
 /// Untouched sectors that a job takes along rather than being two.
 const GAP_SECTORS: u64 = 1;
 /// After a failure.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(250);
 /// After so many failed reads of the same stretch, it is written as if nothing had stood there: what else it held is absent
 /// after a restart, but the journal goes on.
 const READ_ATTEMPTS: u32 = 3;

@@ -153,6 +153,7 @@ impl<I: Io> Device<I> {
     }
 
     /// Takes a command, or gives it back while `moves_max` are unanswered or their answers not taken.
+    #[expect(clippy::result_large_err, reason = "the command goes back to its owner, unboxed: nothing is allocated")]
     pub fn handle(&mut self, command: Command, now: Time) -> Result<(), Full> {
         if self.finished.len() >= self.options.moves_max {
             return Err(Full(command));

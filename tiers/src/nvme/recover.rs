@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 
-use kvd_nixl::io::{Io, IoError};
+use kvd_nixl::io::{FileId, Io, IoError};
 
 use crate::ids::{DeviceId, RestoredPlace, RestoredRecord, RestoredZone, ZoneId};
 use crate::record::bytes::all_zero;
@@ -121,6 +121,15 @@ pub(super) fn scan<I: Io>(
     known.read_journal(sweeper);
     known.read_tables(sweeper, device, sink);
     Ok(Scan::Known(Box::new(known)))
+}
+
+/// How many zones the device has that stands in a file of `bytes` bytes; `None` where there is none that can be taken over.
+/// Cheap: for whoever must know before the device is opened.
+pub fn formatted_zones<I: Io>(io: &mut I, file: FileId, bytes: u64) -> Result<Option<u32>, OpenError> {
+    match identity(&mut Sweeper::new(io, file)?, bytes)? {
+        Identity::Known(found) => Ok(Some(found.geometry.zones())),
+        Identity::Empty | Identity::Lost(_) | Identity::Newer(_) | Identity::Foreign => Ok(None),
+    }
 }
 
 fn identity<I: Io>(sweeper: &mut Sweeper<'_, I>, bytes: u64) -> Result<Identity, OpenError> {

@@ -25,6 +25,8 @@ pub(super) struct Stretch {
     pub(super) number: u32,
 }
 
+type Look<'a> = dyn FnMut(Stretch, Result<&[u8], IoError>) + 'a;
+
 /// Reads stretches, in any order.
 #[derive(Debug)]
 pub(super) struct Sweeper<'a, I> {
@@ -60,11 +62,7 @@ impl<'a, I: Io> Sweeper<'a, I> {
         self.pass(failed.into_iter().flat_map(sectors), &mut look);
     }
 
-    fn pass(
-        &mut self,
-        stretches: impl IntoIterator<Item = Stretch>,
-        look: &mut dyn FnMut(Stretch, Result<&[u8], IoError>),
-    ) {
+    fn pass(&mut self, stretches: impl IntoIterator<Item = Stretch>, look: &mut Look<'_>) {
         let mut stretches = stretches.into_iter().fuse().peekable();
         let mut reading: [Option<Stretch>; READS] = [None; READS];
         let mut done = Vec::with_capacity(READS);

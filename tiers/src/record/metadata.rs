@@ -5,8 +5,8 @@ use kvd_proto::{BlockHash, BlockKey, InstanceId, NamespaceDigest, Shard, UnitOrd
 
 use super::bytes::{u32_at, u64_at};
 
-pub use kvd_proto::record::{META_BYTES_MAX, SECTOR_BYTES, meta_bytes};
 pub(super) use kvd_proto::record::{HEADER_BYTES, MAGIC, SEED, VERSION, at};
+pub use kvd_proto::record::{META_BYTES_MAX, SECTOR_BYTES, meta_bytes};
 
 /// Most bytes that a payload may have: a slot is never larger than a segment.
 pub const PAYLOAD_BYTES_MAX: u32 = 64 << 20;

@@ -15,6 +15,7 @@ impl Tasks {
         Self { tasks: std::iter::repeat_with(|| None).take(most).collect(), free: (0..most).rev().collect() }
     }
 
+    #[expect(clippy::result_large_err, reason = "the command goes back to its owner, unboxed: nothing is allocated")]
     pub(super) fn add(&mut self, command: Command) -> Result<usize, Command> {
         let Some(place) = self.free.pop() else { return Err(command) };
         self.tasks[place] = Some((command, Time::ZERO));

@@ -1,0 +1,9 @@
+//! Records and the NVMe device from outside: formats, damage, crashes, failing disks.
+
+mod crash;
+mod damage;
+mod faults;
+mod golden;
+mod record;
+mod records;
+mod world;

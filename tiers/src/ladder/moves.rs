@@ -39,8 +39,6 @@ pub enum Move {
         id: MoveId,
         /// Which slot.
         slot: NvmeSlot,
-        /// Of what it held.
-        generation: u32,
     },
     /// An empty zone gets slots of another size.
     FormatZone {

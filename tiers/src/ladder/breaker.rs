@@ -1,0 +1,173 @@
+//! A device that fails is left alone, and tried again by itself.
+
+use std::time::Duration;
+
+use kvd_proto::Time;
+
+use super::config::LadderConfig;
+use super::moves::DeviceFault;
+
+/// How far a pause grows.
+const PAUSE_DOUBLINGS_MAX: u32 = 4;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum State {
+    #[default]
+    Up,
+    /// Takes no writes (full or read-only) until the time given; reads are served.
+    Full { until: Time },
+    /// Nothing is asked of it but a probe, at the time given. `None`: the probe is under way.
+    Down { probe: Option<Time> },
+}
+
+/// The state of one device.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Breaker {
+    state: State,
+    errors: u32,
+    window_start: Time,
+    doublings: u32,
+    pub(super) trips: u64,
+}
+
+impl Breaker {
+    /// Reads are served and fetches planned.
+    pub(super) fn readable(&self) -> bool {
+        !matches!(self.state, State::Down { .. })
+    }
+
+    /// Spills, vacates and formats are planned.
+    pub(super) fn writable(&self) -> bool {
+        self.state == State::Up
+    }
+
+    pub(super) fn failed(&mut self, fault: DeviceFault, config: &LadderConfig, now: Time) {
+        match fault {
+            DeviceFault::Gone => self.down(config, now),
+            DeviceFault::NoSpace | DeviceFault::ReadOnly => {
+                if !matches!(self.state, State::Down { .. }) {
+                    self.state = State::Full { until: now + self.pause(config) };
+                }
+            }
+            DeviceFault::Io => {
+                if now.since(self.window_start) > config.breaker_window {
+                    (self.window_start, self.errors) = (now, 0);
+                }
+                self.errors += 1;
+                if self.errors >= config.breaker_errors {
+                    self.down(config, now);
+                }
+            }
+        }
+    }
+
+    fn down(&mut self, config: &LadderConfig, now: Time) {
+        if self.readable() {
+            self.trips += 1;
+        }
+        if !matches!(self.state, State::Down { probe: Some(_) }) {
+            self.state = State::Down { probe: Some(now + self.pause(config)) };
+        }
+        self.errors = 0;
+    }
+
+    fn pause(&mut self, config: &LadderConfig) -> Duration {
+        let pause = config.breaker_pause * (1 << self.doublings);
+        self.doublings = (self.doublings + 1).min(PAUSE_DOUBLINGS_MAX);
+        pause
+    }
+
+    /// A write landed: whatever it was is over.
+    pub(super) fn wrote(&mut self) {
+        if self.state == State::Up {
+            self.doublings = 0;
+        }
+    }
+
+    /// True if a probe shall be sent now. A pause after a full disk ends by itself: the next spill is the probe.
+    pub(super) fn probe_due(&mut self, now: Time) -> bool {
+        match self.state {
+            State::Up => false,
+            State::Full { until } => {
+                if now >= until {
+                    self.state = State::Up;
+                }
+                false
+            }
+            State::Down { probe } => {
+                let due = probe.is_some_and(|probe| now >= probe);
+                if due {
+                    self.state = State::Down { probe: None };
+                }
+                due
+            }
+        }
+    }
+
+    pub(super) fn probed(&mut self, alive: bool, config: &LadderConfig, now: Time) {
+        if alive {
+            self.state = State::Up;
+            self.errors = 0;
+        } else {
+            self.state = State::Down { probe: Some(now + self.pause(config)) };
+        }
+    }
+
+    pub(super) fn timeout(&self) -> Option<Time> {
+        match self.state {
+            State::Up => None,
+            State::Full { until } => Some(until),
+            State::Down { probe } => probe,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trips_probes_and_comes_back() {
+        let config = LadderConfig::new(1, Vec::new());
+        let mut breaker = Breaker::default();
+        let now = Time::from_nanos(5);
+        for _ in 0..config.breaker_errors {
+            assert!(breaker.readable());
+            breaker.failed(DeviceFault::Io, &config, now);
+        }
+        assert!(!breaker.readable());
+        let probe = breaker.timeout().unwrap();
+        assert!(!breaker.probe_due(now));
+        assert!(breaker.probe_due(probe));
+        assert!(!breaker.probe_due(probe), "one probe at a time");
+        breaker.probed(false, &config, probe);
+        let again = breaker.timeout().unwrap();
+        assert_eq!(again.since(probe), config.breaker_pause * 2);
+        assert!(breaker.probe_due(again));
+        breaker.probed(true, &config, again);
+        assert!(breaker.writable());
+    }
+
+    #[test]
+    fn rare_errors_do_not_trip() {
+        let config = LadderConfig::new(1, Vec::new());
+        let mut breaker = Breaker::default();
+        let mut now = Time::ZERO;
+        for _ in 0..100 {
+            now = now + config.breaker_window;
+            breaker.failed(DeviceFault::Io, &config, now);
+            assert!(breaker.readable());
+        }
+    }
+
+    #[test]
+    fn a_full_disk_still_reads() {
+        let config = LadderConfig::new(1, Vec::new());
+        let mut breaker = Breaker::default();
+        breaker.failed(DeviceFault::NoSpace, &config, Time::ZERO);
+        assert!(breaker.readable() && !breaker.writable());
+        let until = breaker.timeout().unwrap();
+        assert!(!breaker.probe_due(until));
+        assert!(breaker.writable(), "the next spill is the probe");
+    }
+}

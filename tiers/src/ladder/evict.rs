@@ -1,0 +1,142 @@
+//! Making room in the arena: tier-leaves fall, lowest rank first; a class that starves gets another's segment.
+
+use kvd_proto::MissReason;
+
+use super::guards::Vacant;
+use super::heap::Heap;
+use super::nodes::{NO_OWNER, NodeId, flag};
+use super::port::SlotTable;
+use super::state::Ladder;
+use crate::policy::{Access, Policy, Rank, Space};
+
+/// Victims that one request may need: a slot needs one; more only while a drain takes what falls.
+const VICTIMS_MAX: u32 = 16;
+/// Blocks that are passed over in search of one victim, because someone holds them or a floor keeps them.
+const PASSED_MAX: u32 = 64;
+
+/// Who wants space and what for.
+pub(super) struct Ask<'a> {
+    /// The instance that will own it.
+    pub(super) owner: u8,
+    /// A newcomer must be worth its victim; what a load waits for need not.
+    pub(super) admission: Option<(Rank, &'a Access)>,
+}
+
+impl<T: SlotTable, P: Policy> Ladder<T, P> {
+    /// A vacant slot of the class, at the price of other blocks if need be.
+    pub(super) fn take_dram(&mut self, class: u16, ask: &Ask<'_>) -> Result<Vacant, MissReason> {
+        for _ in 0..VICTIMS_MAX {
+            if let Some(vacant) = self.dram.take(class, &mut self.table) {
+                return Ok(vacant);
+            }
+            self.drain_colder_class(class);
+            let victim = self.dram_victim(class, ask.owner).ok_or(MissReason::Quota)?;
+            if let Some((candidate, access)) = ask.admission
+                && !self.policy.admit(Space::Dram, candidate, self.nodes[victim].rank(), access)
+            {
+                self.counters.not_admitted += 1;
+                return Err(MissReason::Quota);
+            }
+            self.evict_from_dram(victim);
+        }
+        Err(MissReason::Quota)
+    }
+
+    /// The block of the class that falls next, as far as `owner` may take it.
+    fn dram_victim(&mut self, class: u16, owner: u8) -> Option<NodeId> {
+        let mut spared = Vec::new();
+        let mut found = None;
+        for _ in 0..PASSED_MAX {
+            let Some(id) = self.dram.class(class).heap.top() else { break };
+            if self.nodes[id].holds > 0 || self.dram_slot(id).is_some_and(|slot| self.pins.held(slot)) {
+                // It comes back to the order when the last hold or pin goes.
+                self.dram.class_mut(class).heap.remove(&mut self.nodes, id);
+            } else if self.floor_keeps(id, owner) {
+                self.dram.class_mut(class).heap.remove(&mut self.nodes, id);
+                spared.push(id);
+            } else {
+                found = Some(id);
+                break;
+            }
+        }
+        for id in spared {
+            self.dram.class_mut(class).heap.put(&mut self.nodes, id);
+        }
+        found
+    }
+
+    /// The block belongs to a living instance that is at its floor, and someone else wants its space.
+    pub(super) fn floor_keeps(&self, id: NodeId, wanted_by: u8) -> bool {
+        let owner = self.nodes[id].owner;
+        if owner == NO_OWNER || owner == wanted_by {
+            return false;
+        }
+        let instance = self.instances.get(owner);
+        let slot_bytes = u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes);
+        instance.clients != 0 && instance.dram_bytes < self.config.floor_bytes + slot_bytes
+    }
+
+    /// If another class holds a colder block than this one's coldest, one of its segments changes hands.
+    fn drain_colder_class(&mut self, class: u16) {
+        if self.dram.draining().is_some() {
+            return;
+        }
+        let coldest = |heap: &Heap| heap.top().map(|id| (self.nodes[id].order(), id));
+        let own = coldest(&self.dram.class(class).heap);
+        let other = self.dram.classes().filter_map(|other| coldest(&other.heap)).min();
+        let Some((order, id)) = other else { return };
+        if own.is_some_and(|(own, _)| own <= order) {
+            return;
+        }
+        let slot = self.dram_slot(id).expect("what may fall has a copy");
+        self.dram.drain(slot.segment());
+        self.work.drain_started();
+        self.counters.segments_drained += 1;
+    }
+
+    /// The copy in the arena falls, and with it the block if it was the last.
+    pub(super) fn evict_from_dram(&mut self, id: NodeId) {
+        let (key, rank) = (self.nodes[id].key, self.nodes[id].rank());
+        self.hold(id);
+        self.unpublish_dram(id);
+        let gone = !self.nodes[id].resident();
+        self.policy.evicted(Space::Dram, &key, rank, gone);
+        self.counters.dram_evictions += 1;
+        self.vanished(id, MissReason::Evicted);
+        self.unhold(id);
+    }
+
+    /// The copy on a device falls, and with it the block if it was the last.
+    pub(super) fn evict_from_nvme(&mut self, id: NodeId) {
+        let (key, rank) = (self.nodes[id].key, self.nodes[id].rank());
+        self.hold(id);
+        self.unpublish_nvme(id);
+        let gone = !self.nodes[id].resident();
+        self.policy.evicted(Space::Nvme, &key, rank, gone);
+        self.counters.nvme_evictions += 1;
+        self.vanished(id, MissReason::Evicted);
+        self.unhold(id);
+    }
+
+    /// The block of the class on a device that falls next. Slots of a zone that is drained already count as well.
+    pub(super) fn nvme_victim(&mut self, class: u16) -> Option<NodeId> {
+        for _ in 0..PASSED_MAX {
+            let id = self.nvme.class(class).heap.top()?;
+            let slot = self.nvme_slot(id).expect("what may fall has a copy");
+            let stuck = !self.nvme.device(slot.device()).breaker.writable();
+            if self.nodes[id].holds > 0 || self.nvme.reading(slot) || stuck {
+                // It comes back with the last hold, or when its chain next changes.
+                self.nvme.class_mut(class).heap.remove(&mut self.nodes, id);
+                continue;
+            }
+            return Some(id);
+        }
+        None
+    }
+
+    /// Whether a record that lies only on a device can be read now.
+    pub(super) fn readable(&self, id: NodeId) -> bool {
+        let node = &self.nodes[id];
+        node.has(flag::NVME_READY) && self.nvme.device(crate::DeviceId(node.device)).breaker.readable()
+    }
+}

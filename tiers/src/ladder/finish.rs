@@ -1,0 +1,198 @@
+//! How moves end: publish after verify, fall back or quarantine after trouble.
+
+use std::time::Duration;
+
+use kvd_proto::{MissReason, Time};
+
+use super::guards::FillingSlot;
+use super::moves::{DeviceFault, Move, Outcome};
+use super::nodes::{NOWHERE, NodeId, flag};
+use super::pins::Holder;
+use super::port::SlotTable;
+use super::state::{Flight, Ladder};
+use crate::ids::{DeviceId, MoveId, NvmeSlot, SlotId, ZoneId};
+use crate::policy::{AccessKind, Policy};
+
+impl<T: SlotTable, P: Policy> Ladder<T, P> {
+    /// The next thing to do. Poll until `None` after every call: what the ladder plans is bounded by its limits of moves in
+    /// flight, so nothing piles up here.
+    pub fn poll_move(&mut self) -> Option<Move> {
+        self.moves.pop_front()
+    }
+
+    /// A move ended. Each move is answered once; an unknown id is a broken shell.
+    pub fn finished(&mut self, id: MoveId, outcome: Outcome, now: Time) {
+        let flight = self.flights.remove(&id).expect("each move ends once");
+        match flight {
+            Flight::Spill { node, generation, from, to } => self.spill_ended(node, generation, from, to, outcome, now),
+            Flight::Fetch { node, from, to } => self.fetch_ended(node, from, to, outcome, now),
+            Flight::Vacate { slot } => self.vacate_ended(slot, outcome, now),
+            Flight::Format { device, zone } => self.format_ended(device, zone, outcome, now),
+            Flight::VerifyDram { node, slot } => self.verify_dram_ended(node, slot, outcome),
+            Flight::VerifyNvme { node, slot } => self.verify_nvme_ended(node, slot, outcome, now),
+            Flight::Probe { device } => {
+                let alive = matches!(outcome, Outcome::Done { .. });
+                self.nvme.devices[usize::from(device.0)].breaker.probed(alive, &self.config, now);
+            }
+        }
+        self.work_some(now);
+    }
+
+    fn device_failed(&mut self, device: DeviceId, fault: DeviceFault, now: Time) {
+        self.counters.device_failures += 1;
+        let found = &mut self.nvme.devices[usize::from(device.0)];
+        found.failed += 1;
+        found.breaker.failed(fault, &self.config, now);
+    }
+
+    fn spill_ended(&mut self, id: NodeId, generation: u32, from: SlotId, to: NvmeSlot, outcome: Outcome, now: Time) {
+        let slot_bytes = u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes);
+        let (moved, took) = moved(outcome);
+        let device = self.nvme.device_mut(to.device());
+        device.spilling -= 1;
+        device.writes.ended(slot_bytes, moved, took, now);
+        // Between start and end the block may have vanished, and come again: only what was spilled is told to be there.
+        let node = &mut self.nodes[id];
+        debug_assert!(node.has(flag::SPILLING) && node.nvme == to.raw());
+        let current = node.generation == generation
+            && node.has(flag::DRAM_READY)
+            && node.dram == from.raw()
+            && !node.has(flag::LOOSE);
+        match outcome {
+            Outcome::Done { .. } if current => {
+                self.nvme.device_mut(to.device()).breaker.wrote();
+                self.counters.spilled += 1;
+                self.mark_nvme(id);
+            }
+            Outcome::Done { .. } | Outcome::Corrupt | Outcome::Failed(_) => {
+                node.clear(flag::SPILLING);
+                node.nvme = NOWHERE;
+                // What the table says there is unknown: it must be vacated before the slot is anyone's.
+                self.nvme.detach(to);
+            }
+        }
+        self.unpin_slot(from, Holder::Move);
+        match outcome {
+            Outcome::Done { .. } => {}
+            Outcome::Corrupt if current => self.quarantine_dram(id),
+            Outcome::Corrupt => {}
+            Outcome::Failed(fault) => {
+                self.device_failed(to.device(), fault, now);
+                self.work.owe_spills();
+            }
+        }
+        self.unhold(id);
+    }
+
+    fn fetch_ended(&mut self, id: NodeId, from: NvmeSlot, to: FillingSlot, outcome: Outcome, now: Time) {
+        let slot_bytes = u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes);
+        let (moved, took) = moved(outcome);
+        let device = self.nvme.device_mut(from.device());
+        device.fetching -= 1;
+        device.reads.ended(slot_bytes, moved, took, now);
+        // The copy may have been purged or found corrupt meanwhile.
+        let current = self.nodes[id].has(flag::NVME_READY) && self.nvme_slot(id) == Some(from);
+        let mut failed = None;
+        match outcome {
+            Outcome::Done { .. } if current => {
+                self.counters.fetched += 1;
+                self.publish_dram(id, to.seal());
+                let rank = self.rank_access(id, AccessKind::Fetch, self.nodes[id].position + 1, now);
+                self.set_rank(id, rank);
+            }
+            Outcome::Done { .. } => {
+                self.give_back(id, to);
+                failed = Some(MissReason::Evicted);
+            }
+            Outcome::Corrupt => {
+                self.give_back(id, to);
+                failed = Some(MissReason::Corrupt);
+            }
+            Outcome::Failed(_) => {
+                self.give_back(id, to);
+                failed = Some(MissReason::TierDown);
+            }
+        }
+        self.nvme.remove_reader(from);
+        match outcome {
+            Outcome::Done { .. } => {}
+            Outcome::Corrupt if current => self.quarantine_nvme(id),
+            Outcome::Corrupt => {}
+            Outcome::Failed(fault) => self.device_failed(from.device(), fault, now),
+        }
+        self.wake(id, failed, now);
+        self.unhold(id);
+    }
+
+    fn vacate_ended(&mut self, slot: NvmeSlot, outcome: Outcome, now: Time) {
+        self.nvme.device_mut(slot.device()).vacating -= 1;
+        match outcome {
+            Outcome::Done { .. } => self.nvme.release(slot),
+            Outcome::Corrupt => self.nvme.device_mut(slot.device()).vacate_again(slot.raw()),
+            Outcome::Failed(fault) => {
+                self.nvme.device_mut(slot.device()).vacate_again(slot.raw());
+                self.device_failed(slot.device(), fault, now);
+            }
+        }
+    }
+
+    fn format_ended(&mut self, device: DeviceId, zone: ZoneId, outcome: Outcome, now: Time) {
+        debug_assert!(self.nvme.device(device).formatting.is_some_and(|(formatting, _)| formatting == zone));
+        self.nvme.formatted(device, matches!(outcome, Outcome::Done { .. }));
+        if let Outcome::Failed(fault) = outcome {
+            self.device_failed(device, fault, now);
+        }
+    }
+
+    fn verify_dram_ended(&mut self, id: NodeId, slot: SlotId, outcome: Outcome) {
+        self.work.verified();
+        self.counters.verified += 1;
+        let current = self.nodes[id].has(flag::DRAM_READY) && self.nodes[id].dram == slot.raw();
+        self.unpin_slot(slot, Holder::Move);
+        if outcome == Outcome::Corrupt && current {
+            self.quarantine_dram(id);
+        }
+        self.unhold(id);
+    }
+
+    fn verify_nvme_ended(&mut self, id: NodeId, slot: NvmeSlot, outcome: Outcome, now: Time) {
+        self.work.verified();
+        self.counters.verified += 1;
+        let current = self.nodes[id].has(flag::NVME_READY) && self.nvme_slot(id) == Some(slot);
+        self.nvme.remove_reader(slot);
+        match outcome {
+            Outcome::Done { .. } => {}
+            Outcome::Corrupt if current => self.quarantine_nvme(id),
+            Outcome::Corrupt => {}
+            Outcome::Failed(fault) => self.device_failed(slot.device(), fault, now),
+        }
+        self.unhold(id);
+    }
+
+    /// The copy in the arena is not what it should be: it is never served again. A copy on a device takes its place.
+    pub(super) fn quarantine_dram(&mut self, id: NodeId) {
+        self.counters.corrupt_dram += 1;
+        self.hold(id);
+        self.unpublish_dram(id);
+        self.vanished(id, MissReason::Corrupt);
+        self.unhold(id);
+    }
+
+    /// The same for a copy on a device; a copy in the arena stays, and is spilled again.
+    fn quarantine_nvme(&mut self, id: NodeId) {
+        self.counters.corrupt_nvme += 1;
+        self.nvme.devices[usize::from(self.nodes[id].device)].corrupt += 1;
+        self.hold(id);
+        self.unpublish_nvme(id);
+        self.vanished(id, MissReason::Corrupt);
+        self.want_spill(id);
+        self.unhold(id);
+    }
+}
+
+fn moved(outcome: Outcome) -> (u64, Duration) {
+    match outcome {
+        Outcome::Done { bytes, took } => (bytes, took),
+        Outcome::Corrupt | Outcome::Failed(_) => (0, Duration::ZERO),
+    }
+}

@@ -1,0 +1,54 @@
+//! Why a block that is gone is gone: a small table of fingerprints, newest wins.
+
+use kvd_proto::{BlockKey, MissReason};
+
+/// One word per place: 24 bits of the key and the reason's code.
+pub(super) struct Ghosts {
+    words: Vec<u32>,
+}
+
+impl Ghosts {
+    pub(super) fn new(count: u32) -> Self {
+        Self { words: vec![0; count.next_power_of_two() as usize] }
+    }
+
+    fn place(&self, key: &BlockKey) -> (usize, u32) {
+        // The tail of the key: the index uses the head.
+        let tail = u64::from_le_bytes(key.as_bytes()[8..].try_into().expect("8 of 16 bytes"));
+        ((tail >> 24) as usize & (self.words.len() - 1), (tail as u32 & 0xff_ffff) << 8)
+    }
+
+    pub(super) fn put(&mut self, key: &BlockKey, reason: MissReason) {
+        let (place, print) = self.place(key);
+        self.words[place] = print | u32::from(reason.code());
+    }
+
+    pub(super) fn get(&self, key: &BlockKey) -> Option<MissReason> {
+        let (place, print) = self.place(key);
+        let word = self.words[place];
+        if word == 0 || word & !0xff != print {
+            return None;
+        }
+        MissReason::from_code((word & 0xff) as u8)
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.words.len() * 4
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remembers_the_last_reason() {
+        let mut ghosts = Ghosts::new(1000);
+        let (a, b) = (BlockKey::new([7; 16]), BlockKey::new([8; 16]));
+        assert_eq!(ghosts.get(&a), None);
+        ghosts.put(&a, MissReason::Evicted);
+        ghosts.put(&a, MissReason::Corrupt);
+        assert_eq!(ghosts.get(&a), Some(MissReason::Corrupt));
+        assert_eq!(ghosts.get(&b), None);
+    }
+}

@@ -1,0 +1,74 @@
+//! Who may still touch a slot of the arena: client processes, those of earlier epochs, and moves.
+//!
+//! A slot with a holder is never given away, whatever became of its record.
+
+use std::collections::BTreeMap;
+
+use crate::ids::{ClientSlot, SlotId};
+
+/// Someone who may read or write a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Holder {
+    /// A client process of this epoch.
+    Client(ClientSlot),
+    /// A client process that held the slot when the last daemon ended.
+    Fenced(ClientSlot),
+    /// A move in flight.
+    Move,
+}
+
+/// Counts per (slot, holder). Bounded: by the lease caps for clients, by slots for the fenced, by the limits of moves.
+#[derive(Default)]
+pub(super) struct Pins {
+    counts: BTreeMap<(SlotId, Holder), u32>,
+}
+
+const LOWEST: Holder = Holder::Client(ClientSlot::new(0).expect("0 is a client slot"));
+
+impl Pins {
+    /// Adds a hold; true if the holder had none on the slot.
+    pub(super) fn add(&mut self, slot: SlotId, holder: Holder) -> bool {
+        let count = self.counts.entry((slot, holder)).or_insert(0);
+        *count += 1;
+        *count == 1
+    }
+
+    /// Takes a hold back; true if it was the holder's last on the slot.
+    pub(super) fn remove(&mut self, slot: SlotId, holder: Holder) -> bool {
+        let count = self.counts.get_mut(&(slot, holder)).expect("a hold was added before it is taken back");
+        *count -= 1;
+        if *count > 0 {
+            return false;
+        }
+        self.counts.remove(&(slot, holder));
+        true
+    }
+
+    pub(super) fn held(&self, slot: SlotId) -> bool {
+        self.counts.range((slot, LOWEST)..=(slot, Holder::Move)).next().is_some()
+    }
+
+    /// A slot that `client` held in an earlier epoch, at or behind `from`, looking at no more than `steps` entries.
+    /// The second value is where to go on; `None` at the end.
+    pub(super) fn fenced_by(&self, client: ClientSlot, from: SlotId, steps: u32) -> (Option<SlotId>, Option<SlotId>) {
+        let mut last = None;
+        for ((slot, holder), _) in self.counts.range((from, LOWEST)..).take(steps as usize) {
+            if *holder == Holder::Fenced(client) {
+                return (Some(*slot), Some(*slot));
+            }
+            last = Some(*slot);
+        }
+        let next = last.and_then(|last| {
+            self.counts.range((last, Holder::Move)..).map(|((slot, _), _)| *slot).find(|slot| *slot > last)
+        });
+        (None, next)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (SlotId, Holder, u32)> {
+        self.counts.iter().map(|((slot, holder), count)| (*slot, *holder, *count))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.counts.len()
+    }
+}

@@ -17,6 +17,8 @@ mod checkpoint;
 mod command;
 mod device;
 mod entry;
+#[cfg(test)]
+mod figures;
 mod file;
 mod flight;
 mod fsck;
@@ -38,5 +40,5 @@ pub use file::{FileError, PreparedFile, prepare};
 pub use fsck::{BadRecord, FsckProgress, FsckReport, fsck};
 pub use geometry::{Geometry, GeometryError, JOURNAL_PAGES};
 pub use open::{DeviceOptions, OpenOptions, Opened};
-pub use recover::{OpenError, Restored};
+pub use recover::{OpenError, Restored, formatted_zones};
 pub use superblock::{Uuid, VERSION as FORMAT_VERSION};

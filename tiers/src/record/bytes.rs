@@ -24,7 +24,8 @@ pub(crate) fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
 }
 
 pub(crate) fn all_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
+    // Whole lines at a time, without a branch per byte: every record's padding goes through here.
+    bytes.chunks(64).all(|line| line.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// Where the checksum stands in every checksummed structure of whole sectors.

@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod faults;
+mod figures;
 mod golden;
 mod record;
 mod records;

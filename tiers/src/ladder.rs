@@ -46,6 +46,7 @@ mod operator;
 mod pins;
 mod port;
 mod recovery;
+mod report;
 mod sessions;
 mod spill;
 mod state;
@@ -60,6 +61,10 @@ pub use moves::{
 };
 pub use offer::Offer;
 pub use port::SlotTable;
+pub use report::LeaseView;
 pub use state::Ladder;
 pub use stats::{Counters, DeviceStats, LADDER_BYTES_PER_RECORD_MAX, Stats};
 pub use work::Purge;
+
+#[cfg(test)]
+mod tests;

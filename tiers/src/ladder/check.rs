@@ -33,6 +33,21 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.check_bounds();
     }
 
+    /// Whether the record in this slot of a device is published, for tests that compare with a device's table.
+    #[cfg(test)]
+    pub(super) fn publishes(&self, slot: NvmeSlot) -> bool {
+        match self.nvme.get(slot) {
+            Use::Node(id) => self.nodes[id].has(flag::NVME_READY),
+            Use::Free | Use::Detached | Use::Unseen => false,
+        }
+    }
+
+    /// Whether a device serves reads, for tests.
+    #[cfg(test)]
+    pub(super) fn device_readable(&self, device: crate::DeviceId) -> bool {
+        self.nvme.device(device).breaker.readable()
+    }
+
     fn cut_stack(&self) -> BTreeSet<NodeId> {
         let mut stack = BTreeSet::new();
         let mut at = self.cuts;
@@ -80,7 +95,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             assert_eq!(self.dram.class_of(slot), self.lanes.get(node.lane).dram_class);
         }
         if let Some(slot) = self.nvme_slot(id) {
-            assert_eq!(self.nvme_use(slot), Use::Node(id), "{slot:?} knows {id:?}");
+            assert_eq!(self.nvme.get(slot), Use::Node(id), "{slot:?} knows {id:?}");
             assert_eq!(self.nvme.class_of(slot), self.lanes.get(node.lane).nvme_class);
         }
         // The closure.

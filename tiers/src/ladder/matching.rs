@@ -11,7 +11,7 @@ use super::nodes::{NodeId, flag};
 use super::port::SlotTable;
 use super::state::Ladder;
 use crate::ids::{ClientSlot, LeaseId, ViewId};
-use crate::policy::{Access, AccessKind, Policy};
+use crate::policy::{ABOVE_MAX, Access, AccessKind, Policy};
 
 /// What a probe says about the block at one place of the chain.
 enum Probe {
@@ -106,6 +106,13 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     fn touch(&mut self, deepest: NodeId, blocks: u32, now: Time) {
         let rank = self.rank_access(deepest, AccessKind::Hit, blocks, now);
         self.set_rank(deepest, rank);
+        let mut above = self.nodes[deepest].parent;
+        for _ in 0..ABOVE_MAX {
+            let Some(id) = above.get() else { return };
+            let rank = self.rank_access(id, AccessKind::Above, blocks, now);
+            self.set_rank(id, rank);
+            above = self.nodes[id].parent;
+        }
     }
 
     pub(super) fn rank_access(&mut self, id: NodeId, kind: AccessKind, chain_blocks: u32, now: Time) -> u64 {

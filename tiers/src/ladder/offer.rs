@@ -69,6 +69,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let (lane, group_key) = (found.lane, found.group_key);
         let bid = Bid { client, owner, lane, chain_blocks, now };
         let mut grants = Vec::new();
+        let mut not_admitted = false;
         let mut refusal = (self.work.draining() || self.leases.full()).then_some(MissReason::Quota);
         let mut tip = Tip { node: NodeId::NONE, hash: offer.parent, rank: Rank::default() };
         if let (None, Some(parent)) = (refusal, &offer.parent) {
@@ -79,12 +80,19 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
         for index in 0..count {
             if let Some(reason) = refusal {
+                if not_admitted {
+                    let key = group_key.block(&offer.hashes.get(index));
+                    let access =
+                        self.access_of_offer(&bid, AccessKind::Refused, key, offer.first_position + index, tip.rank);
+                    self.policy.rank(&access);
+                }
                 self.counters.refused += 1;
                 out.push(refused(reason));
                 continue;
             }
             let hash = offer.hashes.get(index);
             let key = group_key.block(&hash);
+            let before = self.counters.not_admitted;
             // The tip must not fall to make room for its own child.
             if let Some(held) = tip.node.get() {
                 self.hold(held);
@@ -99,6 +107,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                     tip = Tip { node, hash: Some(hash), rank: self.nodes[node].rank() };
                 }
                 Err(reason) => {
+                    not_admitted = self.counters.not_admitted > before;
                     self.counters.refused += 1;
                     refusal = Some(reason);
                     out.push(refused(reason));
@@ -152,15 +161,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         if held > self.config.lease_bytes_max {
             return Err(MissReason::Quota);
         }
-        let access = Access {
-            kind: AccessKind::Offer,
-            key,
-            position,
-            chain_blocks: bid.chain_blocks,
-            slot_bytes,
-            rank: tip.rank,
-            now: bid.now,
-        };
+        let access = self.access_of_offer(bid, AccessKind::Offer, key, position, tip.rank);
         let rank = self.policy.rank(&access);
         let vacant = self.take_dram(class, &Ask { owner: bid.owner, admission: Some((rank, &access)) })?;
         // Making room may have freed an empty place of this block: look again.
@@ -195,6 +196,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             index,
         };
         Ok((granted, id))
+    }
+
+    fn access_of_offer(&self, bid: &Bid, kind: AccessKind, key: BlockKey, position: u32, rank: Rank) -> Access {
+        let slot_bytes = self.lanes.get(bid.lane).slot_bytes;
+        Access { kind, key, position, chain_blocks: bid.chain_blocks, slot_bytes, rank, now: bid.now }
     }
 
     /// A known block must hang where the offer says. One that was cut loose, or is but an empty place, is moved there.

@@ -9,7 +9,7 @@ use super::pins::Holder;
 use super::port::SlotTable;
 use super::state::Ladder;
 use crate::ids::{
-    ClientSlot, FencedSlot, NvmeSlot, RestoredPlace, RestoredRecord, RestoredSegment, RestoredZone, SlotId, SlotState,
+    ClientSlot, FencedSlot, RestoredPlace, RestoredRecord, RestoredSegment, RestoredZone, SlotId, SlotState,
 };
 use crate::policy::Policy;
 
@@ -225,11 +225,6 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
         debug_assert!(self.nodes[id].dram == NOWHERE && self.nodes[id].nvme == NOWHERE);
         self.ghosts.put(&key, MissReason::Evicted);
-    }
-
-    /// The slot as a place of a device, for tests of what is adopted.
-    pub(super) fn nvme_use(&self, slot: NvmeSlot) -> Use {
-        self.nvme.get(slot)
     }
 }
 

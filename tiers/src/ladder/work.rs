@@ -20,6 +20,8 @@ const PURGES_MAX: usize = 16;
 const VERIFIES_MAX: u32 = 2;
 /// Passes over a segment or zone that is being emptied before whoever holds on to it wins.
 const DRAIN_PASSES: u8 = 3;
+/// Entries that wait to go from the devices' tables before a purge waits for them.
+const VACATES_AHEAD_MAX: usize = 4096;
 /// Steps of a sweep over the nodes per unit of work: looking is cheap.
 const LOOKS_PER_STEP: u32 = 16;
 
@@ -262,9 +264,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     fn work_purge(&mut self, mut steps: u32) -> u32 {
         // The devices' tables follow at their own pace: no more than they can take.
         let vacates: usize = self.nvme.devices.iter().map(|device| device.queued_vacates()).sum();
+        let mut looks = steps.saturating_mul(LOOKS_PER_STEP);
         while let Some(purge) = self.work.purges.front().copied()
             && steps > 0
-            && vacates < 4096
+            && looks > 0
+            && vacates < VACATES_AHEAD_MAX
         {
             if self.work.purge_cursor >= self.nodes.end() {
                 self.work.purges.pop_front();
@@ -272,10 +276,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 self.counters.purges += 1;
                 continue;
             }
-            steps -= 1;
+            looks -= 1;
             let number = self.work.purge_cursor;
             self.work.purge_cursor += 1;
             let Some(id) = self.nodes.live(number).filter(|id| self.purges(purge, *id)) else { continue };
+            steps -= 1;
             if self.nodes[id].has(flag::FILLING) {
                 self.nodes[id].set(flag::LOOSE);
             }

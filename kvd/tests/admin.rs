@@ -9,7 +9,8 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use kvd::config::{Sources, load};
 use kvd::core::admin::{
-    AdminCommand, AdminError, AdminReply, ChangedReply, DeviceReply, DeviceState, NamespaceReply, ScrubReply, StatusReply,
+    AdminCommand, AdminError, AdminReply, ChangedReply, DeviceReply, DeviceState, NamespaceReply, ScrubReply,
+    StatusReply,
 };
 use kvd::machine::SystemMachine;
 use kvd::metrics::{Metrics, MetricsFacts};
@@ -59,7 +60,11 @@ impl Asks for Script {
                 device: 0,
                 path: "/mnt/nvme0".into(),
                 io: "uring",
-                state: if self.device_failed.load(Ordering::SeqCst) == 0 { DeviceState::Ok } else { DeviceState::ReadOnly },
+                state: if self.device_failed.load(Ordering::SeqCst) == 0 {
+                    DeviceState::Ok
+                } else {
+                    DeviceState::ReadOnly
+                },
                 capacity_bytes: 1 << 30,
                 queued: 0,
                 read_bytes: 1,
@@ -70,15 +75,25 @@ impl Asks for Script {
             AdminCommand::Namespaces(page) => {
                 let all: Vec<_> = (0..250u8).map(digest).collect();
                 let one = |digest| NamespaceReply { digest, model: None, block_tokens: 16, views: 0, records: 1 };
-                AdminReply::Namespaces { total: all.len(), namespaces: all.into_iter().skip(page.offset).take(page.limit).map(one).collect() }
+                AdminReply::Namespaces {
+                    total: all.len(),
+                    namespaces: all.into_iter().skip(page.offset).take(page.limit).map(one).collect(),
+                }
             }
-            AdminCommand::Pin(selection) => AdminReply::Changed(ChangedReply { blocks: selection.hashes.len() as u64, skipped: 0 }),
+            AdminCommand::Pin(selection) => {
+                AdminReply::Changed(ChangedReply { blocks: selection.hashes.len() as u64, skipped: 0 })
+            }
             AdminCommand::Purge { .. } => AdminReply::Changed(ChangedReply { blocks: 9, skipped: 1 }),
             AdminCommand::Drain => return Err(AdminError::Busy),
             AdminCommand::Scrub => {
                 let look = self.scrubs.fetch_add(1, Ordering::SeqCst);
                 let verified = (look * 10).min(20);
-                AdminReply::Scrub(ScrubReply { started: look == 0, verified, corrupt: u64::from(look >= 2), remaining: 20 - verified })
+                AdminReply::Scrub(ScrubReply {
+                    started: look == 0,
+                    verified,
+                    corrupt: u64::from(look >= 2),
+                    remaining: 20 - verified,
+                })
             }
             AdminCommand::SetConfig(settings) => AdminReply::Settings(settings),
             other => panic!("not in the script: {other:?}"),
@@ -102,10 +117,11 @@ impl Served {
         let data_dir = format!("data_dir={}", folder.path().display());
         let sources = Sources { file: Some(file.clone()), environment: Vec::new(), assignments: vec![data_dir] };
         let loaded = load(&sources, &SystemMachine::default()).expect("a good configuration");
-        let log = kvd::telemetry::LogControl::detached();
+        let log = kvd::telemetry::Telemetry::detached();
         let script = Script::default();
         let counters = Arc::default();
-        let facts = MetricsFacts { version: "1".into(), epoch: 7, dram_capacity_bytes: 1, nvme_capacity_bytes: 1, devices: 1 };
+        let facts =
+            MetricsFacts { version: "1".into(), epoch: 7, dram_capacity_bytes: 1, nvme_capacity_bytes: 1, devices: 1 };
         let metrics = Arc::new(Metrics::new(Arc::clone(&counters), facts));
         let live = Arc::new(LiveConfig::new(sources, loaded, Vec::new(), log));
         let service = AdminService::new(script.clone(), Arc::clone(&counters), metrics, live);
@@ -116,7 +132,8 @@ impl Served {
             let target = target.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(tokio::net::UnixStream::connect(target).await?)) }
         });
-        let channel = Endpoint::from_static("http://kvd.local").connect_with_connector(connector).await.expect("connected");
+        let channel =
+            Endpoint::from_static("http://kvd.local").connect_with_connector(connector).await.expect("connected");
         Served { _folder: folder, socket, file, script, channel }
     }
 
@@ -169,19 +186,27 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Status>) -> Status {
 async fn blocks_are_named_by_hash_and_by_the_beginning_of_a_namespace() {
     let served = Served::start().await;
     let pin = |namespace: &str, hashes: &[&str]| {
-        let selection = proto::Selection { namespace: namespace.into(), hashes: hashes.iter().map(|hash| hash.to_string()).collect() };
+        let selection = proto::Selection {
+            namespace: namespace.into(),
+            hashes: hashes.iter().map(|hash| hash.to_string()).collect(),
+        };
         let mut admin = served.admin();
         async move { admin.pin(proto::PinRequest { selection: Some(selection) }).await }
     };
     assert_eq!(pin("0909", &["00ff", "01"]).await.expect("pinned").into_inner().blocks, 2);
     let asked = served.script.asked.lock().expect("no panic").clone();
-    let pinned = asked.iter().find_map(|command| if let AdminCommand::Pin(selection) = command { Some(selection.namespace) } else { None });
+    let pinned = asked
+        .iter()
+        .find_map(|command| if let AdminCommand::Pin(selection) = command { Some(selection.namespace) } else { None });
     assert_eq!(pinned, Some(Some(digest(9))));
     assert_eq!(refused(pin("0", &["00ff"]).await).code(), Code::InvalidArgument, "it names many");
     let missing = refused(pin("ffff", &["00ff"]).await);
     let details = missing.get_error_details();
     let info = details.error_info().expect("details");
-    assert_eq!((missing.code(), info.domain.as_str(), info.reason.as_str()), (Code::NotFound, "kvd", "NAMESPACE_NOT_FOUND"));
+    assert_eq!(
+        (missing.code(), info.domain.as_str(), info.reason.as_str()),
+        (Code::NotFound, "kvd", "NAMESPACE_NOT_FOUND")
+    );
     assert_eq!(refused(pin("", &[]).await).code(), Code::InvalidArgument);
     assert_eq!(refused(pin("", &["zz"]).await).code(), Code::InvalidArgument);
 }
@@ -225,12 +250,17 @@ async fn a_reload_is_taken_whole_or_not_at_all() {
 async fn health_follows_the_core_and_metrics_are_there() {
     let served = Served::start().await;
     let mut health = HealthClient::new(served.channel.clone());
-    let mut watch = health.watch(HealthCheckRequest { service: "readiness".into() }).await.expect("watched").into_inner();
+    let mut watch =
+        health.watch(HealthCheckRequest { service: "readiness".into() }).await.expect("watched").into_inner();
     served.script.not_ready.store(1, Ordering::SeqCst);
     let serving = tonic_health::ServingStatus::Serving as i32;
     let end = tokio::time::Instant::now() + Duration::from_secs(5);
     loop {
-        let next = tokio::time::timeout_at(end, watch.message()).await.expect("told in time").expect("a status").expect("a status");
+        let next = tokio::time::timeout_at(end, watch.message())
+            .await
+            .expect("told in time")
+            .expect("a status")
+            .expect("a status");
         if next.status != serving && next.status != 0 {
             break;
         }

@@ -37,7 +37,8 @@ fn help_ends_with_0_and_wrong_usage_with_2() {
         assert!(out(&help).contains("Examples:\n  kvd "), "{command}: {}", out(&help));
     }
     assert_eq!(code(&kvd(&["--version"], home.path())), 0);
-    for wrong in [&["no-such-command"][..], &["explain"], &["explain", "xyz"], &["status", "--sockt", "/x"], &["purge"]] {
+    for wrong in [&["no-such-command"][..], &["explain"], &["explain", "xyz"], &["status", "--sockt", "/x"], &["purge"]]
+    {
         assert_eq!(code(&kvd(wrong, home.path())), 2, "{wrong:?}");
     }
 }
@@ -47,7 +48,11 @@ fn without_a_daemon_the_way_to_start_one_is_told() {
     let home = tempfile::tempdir().expect("a folder");
     let status = kvd(&["status"], home.path());
     assert_eq!(code(&status), 3);
-    assert!(err(&status).contains("kvd.sock.admin does not exist\n  remedy: is kvd running? start it with `kvd serve`"), "{}", err(&status));
+    assert!(
+        err(&status).contains("kvd.sock.admin does not exist\n  remedy: is kvd running? start it with `kvd serve`"),
+        "{}",
+        err(&status)
+    );
     let stale = home.path().join("left.sock");
     drop(std::os::unix::net::UnixListener::bind(home.path().join("left.sock.admin")).expect("bound"));
     let status = kvd(&["tiers", "--json", "--socket", stale.to_str().expect("text")], home.path());
@@ -101,7 +106,11 @@ fn the_configuration_explains_itself() {
     let schema = json(&out(&kvd(&["config", "schema"], home.path())));
     assert_eq!(schema["properties"]["tiers"]["properties"]["nvme"]["properties"]["enabled"]["type"], "boolean");
     let shown = kvd(&["config", "show", "--set", "policy=lru"], home.path());
-    assert!(out(&shown).lines().any(|line| line.starts_with("policy") && line.ends_with("--set policy")), "{}", out(&shown));
+    assert!(
+        out(&shown).lines().any(|line| line.starts_with("policy") && line.ends_with("--set policy")),
+        "{}",
+        out(&shown)
+    );
 }
 
 #[test]
@@ -112,7 +121,11 @@ fn doctor_speaks_json_and_finds_a_seeded_fault() {
     let report = json(&out(&doctor));
     assert!(report["checks"].as_u64().is_some_and(|checks| checks >= 12), "{report}");
     let findings = report["findings"].as_array().expect("a list");
-    assert!(findings.iter().any(|finding| finding["severity"] == "error" && finding["cause"].as_str().is_some_and(|cause| cause.contains("admin.listen"))), "{report}");
+    assert!(
+        findings.iter().any(|finding| finding["severity"] == "error"
+            && finding["cause"].as_str().is_some_and(|cause| cause.contains("admin.listen"))),
+        "{report}"
+    );
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub(super) struct File {
     /// Folder of everything that outlives the process: lock, NVMe file, identity. Made with mode 0700 when missing.
     #[schemars(extend("x-default" = "$XDG_STATE_HOME/kvd, or ~/.local/state/kvd", "x-example" = "\"/var/lib/kvd\""))]
     pub(super) data_dir: Option<PathBuf>,
-    /// Unix socket on which engines join. One socket path belongs to one tenant; at most 101 bytes long.
+    /// Unix socket on which engines join. One socket path belongs to one tenant; at most 97 bytes long.
     #[schemars(extend("x-default" = "$XDG_RUNTIME_DIR/kvd/kvd.sock, or data_dir/kvd.sock", "x-example" = "\"/run/kvd/kvd.sock\""))]
     pub(super) socket: Option<PathBuf>,
     pub(super) admin: AdminFile,

@@ -6,7 +6,7 @@ use super::admin::Asks;
 use crate::config::{self, ConfigError, Loaded, Problem, Reload, Sources};
 use crate::core::admin::{AdminCommand, AdminError, LiveSettings};
 use crate::machine::SystemMachine;
-use crate::telemetry::{LogControl, TelemetryError};
+use crate::telemetry::{Telemetry, TelemetryError};
 
 /// Why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +26,7 @@ pub enum ReloadError {
 #[derive(Debug)]
 pub struct LiveConfig {
     sources: Sources,
-    log: LogControl,
+    log: Telemetry,
     /// Guards the values in force; held while a reload asks the core, so that two reloads go one after the other.
     running: Mutex<Running>,
 }
@@ -39,7 +39,7 @@ struct Running {
 
 impl LiveConfig {
     /// The configuration that the daemon was started with.
-    pub fn new(sources: Sources, loaded: Loaded, remarks: Vec<Problem>, log: LogControl) -> LiveConfig {
+    pub fn new(sources: Sources, loaded: Loaded, remarks: Vec<Problem>, log: Telemetry) -> LiveConfig {
         LiveConfig { sources, log, running: Mutex::new(Running { loaded, remarks }) }
     }
 

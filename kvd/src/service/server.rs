@@ -28,6 +28,9 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 64;
 /// A peer that is gone without a word is found out.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
+/// Calls under way get this long when the daemon stops.
+const STOP_WAIT: Duration = Duration::from_secs(2);
+
 /// Why an address is not served.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -95,6 +98,7 @@ fn router<C: Asks>(
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     Server::builder()
+        .trace_fn(crate::telemetry::call_span)
         .timeout(CALL_TIME_MAX)
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
@@ -104,7 +108,7 @@ fn router<C: Asks>(
         .add_service(reflection)
 }
 
-/// Serves until `stop` is ready, then lets calls under way end.
+/// Serves until `stop` is ready, then gives calls under way two seconds to end.
 ///
 /// # Errors
 /// A listener broke.
@@ -128,14 +132,15 @@ pub async fn run<C: Asks>(
     };
     let unix = router(service.clone(), health_service.clone())
         .serve_with_incoming_shutdown(UnixListenerStream::new(listeners.unix), stopped());
-    let tcp = listeners
-        .tcp
-        .map(|tcp| router(service, health_service).serve_with_incoming_shutdown(TcpListenerStream::new(tcp), stopped()));
+    let tcp = listeners.tcp.map(|tcp| {
+        router(service, health_service).serve_with_incoming_shutdown(TcpListenerStream::new(tcp), stopped())
+    });
     let watching = health::watch(reporter, core, counters);
     let stop = async {
         stop.await;
         stopping.send_replace(true);
-        std::future::pending::<()>().await
+        // A watch of the health never ends by itself.
+        tokio::time::sleep(STOP_WAIT).await;
     };
     let serving = async {
         match tcp {

@@ -12,13 +12,25 @@
 //! doorbell. It is the only place where a decision of the ladder meets a clock.
 
 pub mod admin;
+mod client;
+mod clients;
 pub(crate) mod clock;
+mod device;
 mod epoch;
 mod handle;
-mod device;
-mod client;
-mod verify;
+mod moves;
+mod operate;
 mod options;
+mod preparer;
+mod requests;
+mod run;
+mod serve;
+mod sleeper;
+mod state;
+mod verify;
 
+pub use device::DeviceError;
+pub use epoch::DataDirError;
 pub use handle::CoreHandle;
 pub use options::{DramOptions, IoChoice, NvmeOptions, PolicyChoice, ServeOptions, TenantOptions};
+pub use serve::{Running, ServeError, Stopper, serve};

@@ -17,7 +17,9 @@ mod listener;
 mod memory;
 mod reactor;
 
-pub(crate) use calls::{Control, CoreLink, Joined, Joining, OpenedView, Refusal, SessionCall, SessionId, ViewRequest};
+pub(crate) use calls::{
+    CALLS_WAITING_MAX, Control, CoreLink, Joined, Joining, OpenedView, Refusal, SessionCall, SessionId, ViewRequest,
+};
 pub use listener::{ListenError, Listener};
 pub(crate) use memory::SessionLink;
 pub(crate) use reactor::{Orphan, Reactor, SessionOptions};

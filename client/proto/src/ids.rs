@@ -62,6 +62,12 @@ impl TenantKey {
         Self(bytes)
     }
 
+    /// A number that names the tenant and gives nothing of the key away; the same wherever the key is known.
+    pub fn tag(&self) -> u64 {
+        let digest = blake3::keyed_hash(&self.0, b"kvd tenant tag v1");
+        u64::from_le_bytes(*digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
+    }
+
     /// The bytes, for key derivation in this crate only.
     pub(crate) const fn as_bytes(&self) -> &[u8; 32] {
         &self.0

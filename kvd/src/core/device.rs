@@ -12,15 +12,13 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
-use kvd_nixl::io::{
-    BlockingIo, BlockingOptions, FileId, Io, IoWaker, TooManyFiles, UringError, UringIo, UringOptions,
-};
+use kvd_nixl::io::{BlockingIo, BlockingOptions, FileId, Io, IoWaker, TooManyFiles, UringError, UringIo, UringOptions};
 use kvd_nixl::sys::{EventFd, Memory, MemoryExtent, Signal};
 use kvd_proto::Epoch;
 use kvd_tiers::ladder::{DeviceFault, Outcome};
 use kvd_tiers::nvme::{
     Command, Device, DeviceOptions, Failure, FileError, Finished, OpenError, OpenOptions, PreparedFile, Restored, Uuid,
-    prepare,
+    formatted_zones, prepare,
 };
 use kvd_tiers::{DeviceId, MoveId, SegmentId};
 use thiserror::Error;
@@ -38,6 +36,9 @@ const RESTORED_PER_MESSAGE: usize = 1024;
 pub(super) const FOUND_WAITING_MAX: usize = 16;
 /// The longest sleep of a device thread: what it costs to miss a wake-up.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
+/// How long to wait for the lock of a device whose last user's I/O is still being drained.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// The move that stands for the flush before the end; the ladder counts from 1.
 const LAST_FLUSH: MoveId = MoveId(u64::MAX);
 
@@ -91,7 +92,7 @@ pub(super) struct DeviceSetup {
 
 /// What a device thread tells while it opens.
 pub(super) enum Opening {
-    /// The file is ours; a fresh device would get so many zones.
+    /// The file is ours; the device has, or will get, so many zones.
     Prepared { zones: u32 },
     /// What it holds.
     Found(Vec<Restored>),
@@ -176,8 +177,7 @@ pub(super) fn spawn(setup: DeviceSetup, ends: DeviceEnds) -> io::Result<JoinHand
 }
 
 fn open_and_run(setup: &DeviceSetup, ends: &DeviceEnds) -> Result<(), DeviceError> {
-    let prepared = prepare(&setup.path, setup.capacity_bytes)?;
-    let _ = ends.opening.send(Opening::Prepared { zones: prepared.geometry.zones() });
+    let prepared = prepare_patiently(setup)?;
     if setup.io != IoChoice::Blocking {
         match UringIo::new(UringOptions::default()) {
             Ok(mut io) => {
@@ -198,18 +198,29 @@ fn open_and_run(setup: &DeviceSetup, ends: &DeviceEnds) -> Result<(), DeviceErro
     run(setup, ends, &prepared, (io, file, "blocking"))
 }
 
+/// Takes the file over. The kernel lets go of a predecessor's lock when it has drained the last of its I/O, a moment after
+/// the process is gone.
+fn prepare_patiently(setup: &DeviceSetup) -> Result<PreparedFile, FileError> {
+    let until = clock::now().after(LOCK_PATIENCE);
+    loop {
+        match prepare(&setup.path, setup.capacity_bytes) {
+            Err(FileError::Locked { .. }) if clock::now() < until => thread::sleep(LOCK_PAUSE),
+            prepared => return prepared,
+        }
+    }
+}
+
 fn run<I: Io>(
     setup: &DeviceSetup,
     ends: &DeviceEnds,
     prepared: &PreparedFile,
-    (io, file, kind): (I, FileId, &'static str),
+    (mut io, file, kind): (I, FileId, &'static str),
 ) -> Result<(), DeviceError> {
-    let open = OpenOptions {
-        bytes: prepared.bytes,
-        geometry: prepared.geometry,
-        uuid: setup.uuid,
-        epoch: setup.epoch,
-    };
+    let failed = |source| DeviceError::Open { path: setup.path.clone(), source };
+    // A device that was formatted before keeps its size, whatever was configured since.
+    let zones = formatted_zones(&mut io, file, prepared.bytes).map_err(failed)?;
+    let _ = ends.opening.send(Opening::Prepared { zones: zones.unwrap_or(prepared.geometry.zones()) });
+    let open = OpenOptions { bytes: prepared.bytes, geometry: prepared.geometry, uuid: setup.uuid, epoch: setup.epoch };
     let options = DeviceOptions {
         read_bandwidth_max: setup.read_bytes_per_second_max,
         write_bandwidth_max: setup.write_bytes_per_second_max,
@@ -225,7 +236,7 @@ fn run<I: Io>(
         }
     };
     let opened = Device::open(io, file, open, options, &mut show);
-    let (device, opened) = opened.map_err(|source| DeviceError::Open { path: setup.path.clone(), source })?;
+    let (device, opened) = opened.map_err(failed)?;
     let _ = ends.opening.send(Opening::Found(found));
     let _ = ends.opening.send(Opening::Ready(Opened {
         zones: device.geometry().zones(),

@@ -1,0 +1,173 @@
+//! The ladder's moves, carried to the threads that make them, and their outcomes carried back.
+
+use crossbeam::channel::TrySendError;
+use kvd_proto::wire::ring::{Completion, Status};
+use kvd_proto::wire::slab::{Landed, LandedStatus};
+use kvd_proto::{Tier, Time};
+use kvd_tiers::ladder::{DeviceFault, Move, Outcome, Reply, VerifyPlace};
+use kvd_tiers::nvme::Command;
+use kvd_tiers::{DeviceId, MoveId, SlotId};
+
+use crate::core::clock;
+use crate::core::device::Order;
+use crate::core::state::Core;
+use crate::core::verify::VerifyOrder;
+use crate::metrics::counters::Edge;
+
+/// Moves handed out in one turn, so that requests are not kept waiting.
+const MOVES_PER_TURN: usize = 64;
+/// Outcomes taken in one turn.
+const OUTCOMES_PER_TURN: usize = 256;
+
+/// What a move does, for the counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Spill,
+    Fetch,
+    VerifyDram,
+    VerifyNvme,
+    Housekeeping,
+}
+
+/// An order that could not be given.
+struct NotGiven(MoveId);
+
+impl Core {
+    /// Hands out what the ladder wants moved; whether there was anything.
+    pub(super) fn hand_out_moves(&mut self, now: Time) -> bool {
+        let mut any = false;
+        for _ in 0..MOVES_PER_TURN {
+            let Some(next) = self.ladder.poll_move() else { break };
+            any = true;
+            if let Err(NotGiven(id)) = self.hand_out(next) {
+                // The ladder bounds what a device has to do, so this is a device that is gone or a daemon that stops.
+                self.in_flight.remove(&id);
+                self.ladder.finished(id, Outcome::Failed(DeviceFault::Gone), now);
+            }
+        }
+        for device in &mut self.devices {
+            if std::mem::take(&mut device.dirty) {
+                device.waker.wake();
+            }
+        }
+        any
+    }
+
+    fn hand_out(&mut self, next: Move) -> Result<(), NotGiven> {
+        let id = next.id();
+        let slot_of = |core: &Self, slot: SlotId| core.ladder.table().extent(slot).ok_or(NotGiven(id));
+        let (device, command, segment, kind) = match next {
+            Move::Spill { id, from, to, entry } => {
+                let memory = slot_of(self, from)?;
+                let command = Command::Write { id, slot: to, entry, memory };
+                (to.device(), command, Some(from.segment()), Kind::Spill)
+            }
+            Move::Fetch { id, from, to, expect } => {
+                let memory = slot_of(self, to)?;
+                let command = Command::Read { id, slot: from, expect, memory };
+                (from.device(), command, Some(to.segment()), Kind::Fetch)
+            }
+            Move::Vacate { id, slot, .. } => (slot.device(), Command::Vacate { id, slot }, None, Kind::Housekeeping),
+            Move::FormatZone { id, device, zone, slot_bytes } => {
+                (device, Command::FormatZone { id, zone, slot_bytes }, None, Kind::Housekeeping)
+            }
+            Move::Verify { id, place: VerifyPlace::Nvme(slot), expect } => {
+                (slot.device(), Command::Verify { id, slot, expect }, None, Kind::VerifyNvme)
+            }
+            Move::Verify { id, place: VerifyPlace::Dram(slot), expect } => {
+                let order = VerifyOrder { id, slot: slot_of(self, slot)?, expect };
+                let sent = self.verifier.as_ref().is_some_and(|verifier| verifier.try_send(order).is_ok());
+                self.in_flight.insert(id, Kind::VerifyDram);
+                return if sent { Ok(()) } else { Err(NotGiven(id)) };
+            }
+            Move::Probe { id, device } => (device, Command::Probe { id }, None, Kind::Housekeeping),
+        };
+        self.in_flight.insert(id, kind);
+        self.order(device, Order { command, segment }).map_err(|()| NotGiven(id))
+    }
+
+    fn order(&mut self, device: DeviceId, order: Order) -> Result<(), ()> {
+        let device = self.devices.get_mut(usize::from(device.0)).ok_or(())?;
+        let orders = device.orders.as_ref().ok_or(())?;
+        match orders.try_send(order) {
+            Ok(()) => {
+                device.dirty = true;
+                Ok(())
+            }
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(()),
+        }
+    }
+
+    /// Tells the ladder what came of its moves; whether there was anything.
+    pub(super) fn take_outcomes(&mut self, now: Time) -> bool {
+        let mut any = false;
+        for _ in 0..OUTCOMES_PER_TURN {
+            let Ok((id, outcome)) = self.outcomes.try_recv() else { break };
+            any = true;
+            let kind = self.in_flight.remove(&id).unwrap_or(Kind::Housekeeping);
+            self.count_outcome(kind, &outcome);
+            self.ladder.finished(id, outcome, now);
+        }
+        any
+    }
+
+    fn count_outcome(&self, kind: Kind, outcome: &Outcome) {
+        match (kind, outcome) {
+            (Kind::Spill, Outcome::Done { bytes, .. }) => self.counters.moved(Edge::DramToNvme).add(*bytes),
+            (Kind::Fetch, Outcome::Done { bytes, .. }) => self.counters.moved(Edge::NvmeToDram).add(*bytes),
+            (Kind::Spill | Kind::VerifyDram, Outcome::Corrupt) => self.counters.corrupt(Tier::Dram).add(1),
+            (Kind::Fetch | Kind::VerifyNvme, Outcome::Corrupt) => self.counters.corrupt(Tier::Nvme).add(1),
+            (_, Outcome::Done { .. } | Outcome::Corrupt | Outcome::Failed(_)) => {}
+        }
+    }
+
+    /// Passes on what loads have come to; whether there was anything.
+    pub(super) fn pass_on_replies(&mut self) -> bool {
+        let mut any = false;
+        while let Some(reply) = self.ladder.poll_reply() {
+            any = true;
+            self.pass_on(&reply);
+        }
+        any
+    }
+
+    fn pass_on(&mut self, reply: &Reply) {
+        let at = usize::from(reply.client.get());
+        // A client that is gone, or whose session was replaced, has no such load any more.
+        let Some(mut client) = self.clients[at].take() else { return };
+        if let Some(place) = client.loads.iter().position(|load| load.request == reply.request) {
+            let load = client.loads[place];
+            let room = (load.count as usize).saturating_sub(reply.first as usize);
+            let landed = &reply.landed[..reply.landed.len().min(room)];
+            client.write_landed(load.slab, reply.first as usize, landed);
+            let whole = self.count_landed(landed, load.payload_bytes);
+            match reply.end {
+                None => {
+                    let count = reply.first + whole;
+                    let _ = client.progress(&Completion { count, ..self.blank(load.token, Status::Partial) });
+                }
+                Some(end) => {
+                    client.loads.swap_remove(place);
+                    if let Some(reason) = end.reason {
+                        self.counters.misses(reason).add(u64::from(load.count.saturating_sub(end.blocks)));
+                    }
+                    let op = kvd_proto::wire::ring::Op::Load;
+                    self.counters.op_latency(op).record(clock::now().since(load.started));
+                    let last =
+                        Completion { reason: end.reason, count: end.blocks, ..self.blank(load.token, Status::Ok) };
+                    // A ring that is broken shows at the next look at it.
+                    let waits = client.complete(&last).unwrap_or(false);
+                    self.counters.completions_delayed.add(u64::from(waits));
+                }
+            }
+        }
+        self.clients[at] = Some(client);
+    }
+
+    /// Blocks among `landed` that are whole; counts their bytes as on their way to the engine.
+    pub(super) fn count_landed(&self, landed: &[Landed], payload_bytes: u32) -> u32 {
+        let whole = landed.iter().filter(|block| block.status == LandedStatus::Landed).count();
+        self.counters.moved(Edge::DramToEngine).add(whole as u64 * u64::from(payload_bytes));
+        whole as u32
+    }
+}

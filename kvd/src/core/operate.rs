@@ -1,0 +1,346 @@
+//! Operators' commands, carried out between two turns.
+
+use kvd_proto::{BlockHash, BlockKey, GroupKey, MissReason, NamespaceDigest, Tier, Time};
+use kvd_tiers::ladder::{ExplainedRecord, Purge};
+
+use crate::core::admin::{
+    AdminCommand, AdminError, AdminReply, ChangedReply, CopyReply, DeviceReply, DeviceState, ExplainReply, LeaseReply,
+    LiveSettings, NamespaceReply, PAGE_ENTRIES_MAX, Page, ScrubReply, Selection, SessionReply, StatusReply, TierReply,
+};
+use crate::core::clock;
+use crate::core::state::Core;
+
+/// Commands in one turn; each is bounded work.
+const COMMANDS_PER_TURN: usize = 4;
+/// Hashes in one command.
+const HASHES_MAX: usize = 4096;
+
+impl Core {
+    /// Serves operators; whether there was anything.
+    pub(super) fn serve_commands(&mut self, now: Time) -> bool {
+        let mut any = false;
+        for _ in 0..COMMANDS_PER_TURN {
+            let Ok(asked) = self.commands.try_recv() else { break };
+            any = true;
+            // Somebody who stopped listening gets no answer; the command was carried out.
+            let _ = asked.answer.send(self.carry_out(asked.command, now));
+        }
+        any
+    }
+
+    fn carry_out(&mut self, command: AdminCommand, now: Time) -> Result<AdminReply, AdminError> {
+        Ok(match command {
+            AdminCommand::Status => AdminReply::Status(self.status(now)),
+            AdminCommand::Tiers => AdminReply::Tiers(self.tiers()),
+            AdminCommand::Devices => AdminReply::Devices(self.device_replies()),
+            AdminCommand::Namespaces(page) => {
+                let (total, namespaces) = paged(page, self.namespace_replies());
+                AdminReply::Namespaces { total, namespaces }
+            }
+            AdminCommand::Sessions(page) => {
+                let (total, sessions) = paged(page, self.session_replies(now));
+                AdminReply::Sessions { total, sessions }
+            }
+            AdminCommand::Leases(page) => {
+                let (total, leases) = paged(page, self.lease_replies(now));
+                AdminReply::Leases { total, leases }
+            }
+            AdminCommand::Pin(selection) => self.for_each(&selection, |core, key| core.ladder.pin(key, true))?,
+            AdminCommand::Unpin(selection) => self.for_each(&selection, |core, key| core.ladder.pin(key, false))?,
+            AdminCommand::Evict { tier: Some(_), .. } => {
+                return Err(AdminError::BadRequest("blocks are evicted from all tiers at once: name no tier"));
+            }
+            AdminCommand::Evict { selection, tier: None } => {
+                self.for_each(&selection, |core, key| core.ladder.evict(key, now))?
+            }
+            AdminCommand::Purge { namespace } => self.purge(namespace, now),
+            AdminCommand::Prefetch(selection) => self.prefetch(&selection, now)?,
+            AdminCommand::Drain => {
+                self.ladder.drain(true, now);
+                AdminReply::Changed(ChangedReply { blocks: u64::from(self.ladder.stats().spill_queue), skipped: 0 })
+            }
+            AdminCommand::Scrub => AdminReply::Scrub(self.scrub(now)),
+            AdminCommand::Explain { hash, namespace } => AdminReply::Explain(self.explain(&hash, namespace)?),
+            AdminCommand::SetConfig(settings) => AdminReply::Settings(self.set_config(settings)),
+        })
+    }
+
+    fn status(&self, now: Time) -> StatusReply {
+        let stats = self.ladder.stats();
+        StatusReply {
+            epoch: self.epoch,
+            uptime: now.since(self.report.ready),
+            start_took: self.report.ready.since(self.report.started),
+            ready: true,
+            blocks: u64::from(stats.nodes),
+            records: u64::from(stats.nodes),
+            sessions: self.clients.iter().flatten().filter(|client| client.link.is_some()).count() as u32,
+            leases: stats.leases,
+            moves: self.in_flight.len() as u32,
+            restored_dram: self.report.restored_dram,
+            restored_nvme: self.report.restored_nvme,
+            index_bytes: stats.memory_bytes,
+        }
+    }
+
+    fn tiers(&self) -> Vec<TierReply> {
+        let stats = self.ladder.stats();
+        let counted = &stats.counters;
+        let mut tiers = vec![TierReply {
+            tier: Tier::Dram,
+            capacity_bytes: u64::from(stats.segments) * u64::from(kvd_tiers::SEGMENT_BYTES),
+            used_bytes: stats.dram_bytes_used,
+            records: u64::from(stats.nodes).saturating_sub(stats.below),
+            held_records: stats.pins,
+            evicted: counted.dram_evictions,
+            read_bytes_per_second: 0,
+            write_bytes_per_second: 0,
+        }];
+        if !stats.devices.is_empty() {
+            tiers.push(TierReply {
+                tier: Tier::Nvme,
+                capacity_bytes: self.devices.iter().map(|device| device.capacity_bytes).sum(),
+                used_bytes: stats.devices.iter().map(|device| device.bytes_used).sum(),
+                records: stats.devices.iter().map(|device| device.slots_used).sum(),
+                held_records: 0,
+                evicted: counted.nvme_evictions,
+                read_bytes_per_second: stats.devices.iter().map(|device| device.read_bytes_per_second).sum(),
+                write_bytes_per_second: stats.devices.iter().map(|device| device.write_bytes_per_second).sum(),
+            });
+        }
+        tiers
+    }
+
+    fn device_replies(&self) -> Vec<DeviceReply> {
+        let stats = self.ladder.stats();
+        let one = |(link, found): (&super::state::DeviceLink, &kvd_tiers::ladder::DeviceStats)| {
+            let counters = self.counters.device(found.device.0);
+            let state = match (found.readable, found.writable) {
+                (true, true) => link.health.state(),
+                (true, false) => DeviceState::ReadOnly,
+                (false, _) => DeviceState::Failed,
+            };
+            DeviceReply {
+                device: found.device.0,
+                path: link.path.clone(),
+                io: link.io,
+                state,
+                capacity_bytes: link.capacity_bytes,
+                queued: counters.queued.get() as u32,
+                read_bytes: counters.read_bytes.get(),
+                written_bytes: counters.written_bytes.get(),
+                errors: counters.read_errors.get() + counters.write_errors.get(),
+                last_error: link.health.last_error(),
+            }
+        };
+        self.devices.iter().zip(&stats.devices).map(one).collect()
+    }
+
+    fn namespace_replies(&self) -> Vec<NamespaceReply> {
+        let views = |digest: &NamespaceDigest| {
+            let all = self.clients.iter().flatten().flat_map(|client| &client.views);
+            all.filter(|view| view.namespace == *digest).count() as u32
+        };
+        let one = |(digest, known): (&NamespaceDigest, &super::state::KnownNamespace)| NamespaceReply {
+            digest: *digest,
+            model: Some(known.model.clone()),
+            block_tokens: known.block_tokens,
+            views: views(digest),
+            records: 0,
+        };
+        self.namespaces.iter().map(one).collect()
+    }
+
+    fn session_replies(&self, now: Time) -> Vec<SessionReply> {
+        let one = |client: &super::client::Client| SessionReply {
+            session: client.session.0,
+            client_slot: client.slot.get(),
+            instance: client.identity.instance,
+            client_name: client.identity.name.clone(),
+            pid: client.identity.pid,
+            uid: client.identity.uid,
+            role: client.identity.role,
+            version: client.identity.version,
+            connected: now.since(client.connected),
+            requests: client.requests,
+            attached: client.link.is_some(),
+        };
+        self.clients.iter().flatten().map(one).collect()
+    }
+
+    fn lease_replies(&self, now: Time) -> Vec<LeaseReply> {
+        let one = |lease: kvd_tiers::ladder::LeaseView| LeaseReply {
+            lease: lease.id.0,
+            instance: lease.instance,
+            client_slot: lease.client.get(),
+            fill: lease.fill,
+            blocks: lease.blocks,
+            bytes: lease.bytes,
+            age: now.since(lease.touched),
+        };
+        self.ladder.leases().map(one).collect()
+    }
+
+    /// The keys that a hash has: one per namespace and group that is looked at.
+    fn keys(
+        &self,
+        hash: &BlockHash,
+        namespace: Option<NamespaceDigest>,
+    ) -> Result<Vec<(NamespaceDigest, u16, BlockKey)>, AdminError> {
+        if namespace.is_some_and(|wanted| !self.namespaces.contains_key(&wanted)) {
+            return Err(AdminError::NotFound("namespace among those opened since the start"));
+        }
+        let looked_at = self.namespaces.iter().filter(|(digest, _)| namespace.is_none_or(|wanted| wanted == **digest));
+        let key = |digest: &NamespaceDigest, group| {
+            (*digest, group, GroupKey::derive(&self.settings.tenant_key, digest, group).block(hash))
+        };
+        Ok(looked_at.flat_map(|(digest, known)| known.groups.iter().map(move |&group| key(digest, group))).collect())
+    }
+
+    /// Does something to every block that is named.
+    fn for_each(
+        &mut self,
+        selection: &Selection,
+        mut act: impl FnMut(&mut Self, &BlockKey) -> u32,
+    ) -> Result<AdminReply, AdminError> {
+        check(selection)?;
+        let mut changed = ChangedReply::default();
+        for hash in &selection.hashes {
+            let mut records = 0;
+            for (_, _, key) in self.keys(hash, selection.namespace)? {
+                records += act(self, &key);
+            }
+            changed.blocks += u64::from(records > 0);
+            changed.skipped += u64::from(records == 0);
+        }
+        Ok(AdminReply::Changed(changed))
+    }
+
+    fn purge(&mut self, namespace: Option<NamespaceDigest>, now: Time) -> AdminReply {
+        let (purge, blocks) = match namespace {
+            Some(digest) => (Purge::Namespace(self.settings.tenant, digest), 0),
+            None => (Purge::All, u64::from(self.ladder.stats().nodes)),
+        };
+        // It goes on in the background; what it reaches cannot be matched from its turn on.
+        self.ladder.purge(purge, now);
+        AdminReply::Changed(ChangedReply { blocks, skipped: 0 })
+    }
+
+    /// Prefetches through a view that some engine has open on the namespace: the ladder plans for an instance.
+    fn prefetch(&mut self, selection: &Selection, now: Time) -> Result<AdminReply, AdminError> {
+        check(selection)?;
+        let wanted = selection.namespace;
+        let view = self.clients.iter().flatten().find_map(|client| {
+            let found = client.views.iter().find(|view| wanted.is_none_or(|wanted| view.namespace == wanted));
+            found.map(|view| (client.slot, view.id))
+        });
+        let (client, view) = view.ok_or(AdminError::NotFound("engine with a view of that namespace"))?;
+        let blocks = u64::from(self.ladder.prefetch(client, view, &selection.hashes, now));
+        let skipped = selection.hashes.len() as u64 - blocks.min(selection.hashes.len() as u64);
+        Ok(AdminReply::Changed(ChangedReply { blocks, skipped }))
+    }
+
+    fn scrub(&mut self, now: Time) -> ScrubReply {
+        let started = !self.ladder.stats().scrubbing;
+        if started {
+            self.ladder.scrub(true, now);
+        }
+        let stats = self.ladder.stats();
+        let counted = stats.counters;
+        let corrupt = counted.corrupt_dram + counted.corrupt_nvme;
+        ScrubReply { started, verified: counted.verified, corrupt, remaining: u64::from(stats.nodes) }
+    }
+
+    fn explain(&self, hash: &BlockHash, namespace: Option<NamespaceDigest>) -> Result<Vec<ExplainReply>, AdminError> {
+        let keys = self.keys(hash, namespace)?;
+        Ok(keys.into_iter().map(|(namespace, group, key)| self.explain_key(namespace, group, key)).collect())
+    }
+
+    fn explain_key(&self, namespace: NamespaceDigest, group: u16, key: BlockKey) -> ExplainReply {
+        let found = self.ladder.explain(&key);
+        let here = |record: &&ExplainedRecord| record.reachable && (record.dram.is_some() || record.nvme.is_some());
+        let matchable = found.records.iter().any(|record| here(&record));
+        let mut notes = Vec::new();
+        let mut note = |holds: bool, text: &str| notes.extend(holds.then(|| text.to_owned()));
+        note(found.records.iter().any(|record| record.filling), "An engine is filling it.");
+        note(found.records.iter().any(|record| record.pinned), "An operator pinned it.");
+        let adrift = found.records.iter().any(|record| !record.reachable && !record.filling);
+        note(adrift, "A block before it in its chain is missing, so no match reaches it.");
+        note(found.miss == Some(MissReason::Cold), "It was never stored here, or so long ago that it is forgotten.");
+        note(self.ladder.stats().draining, "The daemon drains: nothing new is stored.");
+        ExplainReply {
+            namespace,
+            group,
+            key,
+            matchable,
+            reason: found.miss,
+            position: found.records.first().map(|record| record.position),
+            copies: found.records.iter().flat_map(copies).collect(),
+            notes,
+        }
+    }
+
+    fn set_config(&mut self, wanted: LiveSettings) -> LiveSettings {
+        self.ladder.adjust(|config| {
+            config.lease_bytes_max = wanted.lease_bytes_max.unwrap_or(config.lease_bytes_max);
+            config.lease_idle = wanted.lease_idle.unwrap_or(config.lease_idle);
+            config.gate = wanted.gate_enabled.unwrap_or(config.gate);
+        });
+        self.settings.match_deadline = wanted.match_deadline.unwrap_or(self.settings.match_deadline);
+        let config = self.ladder.config();
+        LiveSettings {
+            lease_bytes_max: Some(config.lease_bytes_max),
+            lease_idle: Some(config.lease_idle),
+            match_deadline: Some(self.settings.match_deadline),
+            gate_enabled: Some(config.gate),
+        }
+    }
+
+    /// Copies what the ladder knows into the gauges, now and then.
+    pub(super) fn refresh_gauges(&mut self) {
+        let now = clock::now();
+        if now < self.gauges_due {
+            return;
+        }
+        self.gauges_due = now.after(GAUGES_EVERY);
+        let stats = self.ladder.stats();
+        let counters = &self.counters;
+        counters.leases.set(u64::from(stats.leases));
+        counters.records.set(u64::from(stats.nodes));
+        counters.blocks.set(u64::from(stats.nodes));
+        counters.dram_used_bytes.set(stats.dram_bytes_used);
+        counters.nvme_used_bytes.set(stats.devices.iter().map(|device| device.bytes_used).sum());
+        counters.dram_evicted.set(stats.counters.dram_evictions);
+        counters.nvme_evicted.set(stats.counters.nvme_evictions);
+    }
+}
+
+/// Between two looks at the gauges: a scrape interval is far longer.
+const GAUGES_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
+
+fn check(selection: &Selection) -> Result<(), AdminError> {
+    match selection.hashes.len() {
+        0 => Err(AdminError::BadRequest("name at least one block hash")),
+        len if len > HASHES_MAX => Err(AdminError::BadRequest("at most 4096 block hashes at a time")),
+        _ => Ok(()),
+    }
+}
+
+/// One page of a list, and how long the list is.
+fn paged<T>(page: Page, all: Vec<T>) -> (usize, Vec<T>) {
+    let total = all.len();
+    (total, all.into_iter().skip(page.offset).take(page.limit.min(PAGE_ENTRIES_MAX)).collect())
+}
+
+fn copies(record: &ExplainedRecord) -> impl Iterator<Item = CopyReply> {
+    let copy = |tier, place| {
+        let state = if record.filling { "filling" } else { "resident" };
+        CopyReply { tier, state: state.into(), place, held: record.leases }
+    };
+    let dram = record.dram.map(|slot| copy(Tier::Dram, format!("segment {} slot {}", slot.segment().0, slot.index())));
+    let nvme = record.nvme.map(|slot| {
+        let place = format!("device {} zone {} slot {}", slot.device().0, slot.zone().0, slot.index());
+        copy(Tier::Nvme, place)
+    });
+    dram.into_iter().chain(nvme)
+}

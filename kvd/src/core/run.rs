@@ -1,0 +1,156 @@
+//! The core thread's turns: serve everybody a bounded amount, spin a little, sleep.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kvd_proto::Time;
+use kvd_proto::wire::ring::RING_ENTRIES;
+
+use crate::core::clock;
+use crate::core::state::Core;
+use crate::session::Control;
+
+/// Requests of one client in one turn: enough to be efficient, few enough that nobody waits long behind a busy client.
+const REQUESTS_PER_TURN: u32 = RING_ENTRIES / 16;
+/// How long to look for more after the last work. A wake-up costs a sleeper up to 60 us on an idle core, so an engine that
+/// asks in bursts finds us awake; an idle daemon costs nothing.
+const SPIN: Duration = Duration::from_micros(50);
+/// The longest sleep: the heart beats at least this often.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
+/// The sleep while completions wait for a client that does not read them: nothing wakes us when it does.
+const BACKLOG_SLEEP: Duration = Duration::from_millis(2);
+/// Turns of a busy core between two looks at whether the gauges are due.
+const GAUGE_LOOKS_EVERY: u32 = 4096;
+
+impl Core {
+    /// Serves until told to stop, then winds down. An error is one of epoll.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        let mut last_work = clock::now();
+        let mut turns = 0u32;
+        // Acquire pairs with the Release of whoever stops us.
+        while !self.stop.load(Ordering::Acquire) {
+            let now = clock::now();
+            let worked = self.turn(now);
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(GAUGE_LOOKS_EVERY) {
+                self.refresh_gauges();
+            }
+            if worked {
+                last_work = now;
+            } else if now.since(last_work) >= SPIN {
+                self.refresh_gauges();
+                self.sleep(now)?;
+                last_work = clock::now();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        self.wind_down()
+    }
+
+    /// One turn; whether anybody wanted anything.
+    fn turn(&mut self, now: Time) -> bool {
+        self.counters.heartbeat.add(1);
+        self.counters.heartbeat_nanos.set(now.as_nanos());
+        let mut worked = self.take_outcomes(now);
+        worked |= self.serve_calls(now);
+        worked |= self.serve_commands(now);
+        worked |= self.serve_rings();
+        let now = clock::now();
+        self.ladder.tick(now);
+        worked |= self.hand_out_moves(now);
+        worked |= self.pass_on_replies();
+        self.deliver();
+        worked
+    }
+
+    /// Serves every client a few requests, each turn beginning with another one.
+    fn serve_rings(&mut self) -> bool {
+        let count = self.clients.len();
+        self.first_client = (self.first_client + 1) % count;
+        let mut worked = false;
+        for at in (self.first_client..count).chain(0..self.first_client) {
+            for _ in 0..REQUESTS_PER_TURN {
+                let Some(client) = &mut self.clients[at] else { break };
+                let served = match client.next_request() {
+                    Ok(Some(entry)) => self.serve(at, &entry, clock::now()),
+                    Ok(None) => break,
+                    Err(error) => Err(error),
+                };
+                worked = true;
+                if served.is_err() {
+                    self.cut(at);
+                    break;
+                }
+            }
+        }
+        worked
+    }
+
+    /// Delivers completions that waited and wakes the clients that got any.
+    fn deliver(&mut self) {
+        for at in 0..self.clients.len() {
+            let delivered = self.clients[at].as_mut().map_or(Ok(()), |client| client.deliver());
+            if delivered.is_err() {
+                self.cut(at);
+            }
+        }
+    }
+
+    /// Sleeps until somebody rings or something is due, unless a request came in just now.
+    fn sleep(&mut self, now: Time) -> io::Result<()> {
+        let mut backlog = false;
+        let mut quiet = true;
+        for at in 0..self.clients.len() {
+            let Some(client) = &mut self.clients[at] else { continue };
+            backlog |= client.is_backlogged();
+            match client.park() {
+                Ok(empty) => quiet &= empty,
+                Err(_) => self.cut(at),
+            }
+        }
+        if quiet {
+            let due = self.ladder.poll_timeout().map_or(SLEEP_MAX, |at| at.since(now));
+            let limit = if backlog { BACKLOG_SLEEP } else { SLEEP_MAX };
+            let clients = &self.clients;
+            let mut gone = Vec::new();
+            self.sleeper.sleep(due.min(limit), |at| {
+                if clients[at].as_ref().is_some_and(|client| !client.drain_bell()) {
+                    gone.push(at);
+                }
+            })?;
+            for at in gone {
+                // The peer closed its end; its socket tells the rest. Watched on, the bell would ring for ever.
+                self.sleeper.forget(at);
+            }
+        }
+        for client in self.clients.iter().flatten() {
+            client.unpark();
+        }
+        Ok(())
+    }
+
+    /// No new work; what is under way may end. Records in DRAM stay where a successor finds them.
+    fn wind_down(mut self) -> io::Result<()> {
+        let until = clock::now().after(self.settings.stop_deadline);
+        self.control(Control::Stop);
+        while !self.in_flight.is_empty() && clock::now() < until {
+            let now = clock::now();
+            // Outcomes still count: a spill that lands is one more record on a device.
+            if !self.take_outcomes(now) {
+                self.sleeper.sleep(Duration::from_millis(10), |_| {})?;
+            }
+        }
+        if !self.in_flight.is_empty() {
+            tracing::warn!(moves = self.in_flight.len(), "moves were still under way at the stop deadline");
+        }
+        self.verifier = None;
+        for device in &mut self.devices {
+            // The device flushes and ends when its channel closes.
+            device.orders = None;
+            device.waker.wake();
+        }
+        Ok(())
+    }
+}

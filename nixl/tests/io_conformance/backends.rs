@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use kvd_nixl::io::{
-    BlockingIo, BlockingOptions, FaultIo, FaultPlan, FileOptions, IoFile, SimDisk, SimIo, SimOptions, UringError,
-    UringIo, UringOptions,
+    BlockingIo, BlockingOptions, FaultIo, FaultPlan, FileOptions, Io, IoFile, IoOp, SimDisk, SimIo, SimOptions,
+    UringError, UringIo, UringOptions,
 };
 
-use crate::suite::{Bench, FILE_BYTES, broken};
+use kvd_nixl::sys::{Memory, MemoryExtent, Region};
+
+use crate::suite::{Bench, FILE_BYTES, broken, one};
 
 fn file(direct: bool) -> (Arc<IoFile>, tempfile::TempDir) {
     // The target folder lies on a real filesystem; /tmp may be a tmpfs, which knows no direct access.
@@ -39,7 +41,7 @@ pub(crate) fn blocking() -> Bench<BlockingIo> {
     Bench { io, file: id, keep: Box::new(folder) }
 }
 
-fn without_faults<I: kvd_nixl::io::Io>(bench: Bench<I>) -> Bench<FaultIo<I>> {
+fn without_faults<I: Io>(bench: Bench<I>) -> Bench<FaultIo<I>> {
     Bench { io: FaultIo::new(bench.io, 1, FaultPlan::default()), file: bench.file, keep: bench.keep }
 }
 
@@ -62,6 +64,67 @@ fn uring_keeps_every_promise() {
         assert_eq!(broken(|| uring(true)), Vec::<String>::new());
         assert_eq!(broken(|| uring(false)), Vec::<String>::new());
     }
+}
+
+/// What cannot be pinned is moved all the same, and told.
+#[test]
+fn uring_tells_what_was_granted_and_works_without() {
+    if uring_is_missing() {
+        return;
+    }
+    let (file, _folder) = file(true);
+    let mut io = UringIo::new(UringOptions { depth: 4, memories: 1 }).unwrap();
+    let id = io.add_file(file).unwrap();
+    let memories: Vec<Arc<dyn Memory>> =
+        (0..2).map(|_| Arc::new(Region::new(1 << 20).unwrap()) as Arc<dyn Memory>).collect();
+    let registered: Vec<bool> = memories.iter().map(|memory| io.register_memory(memory)).collect();
+    let state = io.state();
+    assert!(!registered[1], "a table of one takes one");
+    assert_eq!(state.memories_registered, u32::from(registered[0]));
+    assert_eq!(state.memories_refused, 2 - u32::from(registered[0]));
+    for (tag, memory) in memories.iter().enumerate() {
+        let op = IoOp::write(tag as u64, id, 0, MemoryExtent::whole(Arc::clone(memory)));
+        assert_eq!(one(&mut io, op).unwrap().result, Ok(()));
+    }
+    io.unregister_memory(&memories[1]);
+    assert_eq!(io.state().memories_registered, u32::from(registered[0]));
+    io.unregister_memory(&memories[0]);
+    assert_eq!(io.state().memories_registered, 0);
+    assert_eq!(io.register_memory(&memories[1]), registered[0], "the place is free again");
+}
+
+/// Files that know no direct access are opened all the same; what is neither file nor block device is not.
+#[test]
+fn files_open_directly_where_the_filesystem_allows() {
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = folder.path().join("device");
+    let options = FileOptions { create: true, direct: true };
+    let file = IoFile::open(&path, options).unwrap();
+    file.preallocate(FILE_BYTES).unwrap();
+    // Newer kernels have direct access on tmpfs; either way operations work.
+    let mut io = BlockingIo::new(BlockingOptions { threads: 1, depth: 1 }).unwrap();
+    let direct = file.is_direct();
+    let id = io.add_file(Arc::new(file)).unwrap();
+    let out = MemoryExtent::whole(Arc::new(Region::new(4096).unwrap()));
+    assert_eq!(one(&mut io, IoOp::write(1, id, 0, out)).unwrap().result, Ok(()), "direct: {direct}");
+    assert!(!IoFile::open(&path, FileOptions { create: false, direct: false }).unwrap().is_direct());
+    assert!(IoFile::open(folder.path(), options).is_err());
+    assert!(IoFile::open(&folder.path().join("none"), FileOptions { create: false, direct: true }).is_err());
+}
+
+#[test]
+fn preallocation_keeps_content_and_reserves_space() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = folder.path().join("device");
+    std::fs::write(&path, b"content").unwrap();
+    let file = IoFile::open(&path, FileOptions { create: false, direct: true }).unwrap();
+    file.preallocate(1 << 20).unwrap();
+    file.preallocate(4096).unwrap();
+    let metadata = std::fs::metadata(&path).unwrap();
+    assert_eq!((file.bytes().unwrap(), metadata.len()), (1 << 20, 1 << 20));
+    assert!(metadata.blocks() * 512 >= 1 << 20, "space is reserved, not only the length set");
+    assert!(std::fs::read(&path).unwrap().starts_with(b"content\0"));
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl Core {
                     drop(answer.send(set));
                 }
                 SessionCall::Left(session) => self.left(session, now),
-                SessionCall::Detached(session) => self.detached(session),
+                SessionCall::Detached(session) => self.detached(session, now),
                 SessionCall::Died(session) => self.died(session, now),
             }
         }
@@ -227,14 +227,19 @@ impl Core {
         }
     }
 
-    /// The socket is gone, the process is not: what the session holds stays fenced until the process rejoins or dies.
-    fn detached(&mut self, session: SessionId) {
+    /// The socket is gone, the process is not: what the session holds stays fenced until the process rejoins or dies. One
+    /// that holds nothing is over.
+    fn detached(&mut self, session: SessionId, now: Time) {
         let Ok(at) = self.find(session) else { return };
         self.unplug(at);
-        if let Some(client) = &self.clients[at] {
-            tracing::info!(client = client.slot.get(), pid = client.identity.pid, "a session's socket is gone");
+        let Some(client) = &self.clients[at] else { return };
+        tracing::info!(client = at, pid = client.identity.pid, "a session's socket is gone");
+        if self.ladder.holds(client.slot) {
+            self.count_sessions();
+        } else {
+            self.forget(at, now);
+            self.control(Control::Forget(session));
         }
-        self.count_sessions();
     }
 
     fn died(&mut self, session: SessionId, now: Time) {

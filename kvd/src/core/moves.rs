@@ -29,8 +29,11 @@ pub(super) enum Kind {
     Housekeeping,
 }
 
-/// An order that could not be given.
-struct NotGiven(MoveId);
+/// An order that could not be given, and what that comes to.
+struct NotGiven(MoveId, Outcome);
+
+/// A device that is gone, or a daemon that stops: the ladder bounds what a device has to do, so its queue is not full.
+const GONE: Outcome = Outcome::Failed(DeviceFault::Gone);
 
 impl Core {
     /// Hands out what the ladder wants moved; whether there was anything.
@@ -39,10 +42,9 @@ impl Core {
         for _ in 0..MOVES_PER_TURN {
             let Some(next) = self.ladder.poll_move() else { break };
             any = true;
-            if let Err(NotGiven(id)) = self.hand_out(next) {
-                // The ladder bounds what a device has to do, so this is a device that is gone or a daemon that stops.
+            if let Err(NotGiven(id, outcome)) = self.hand_out(next) {
                 self.in_flight.remove(&id);
-                self.ladder.finished(id, Outcome::Failed(DeviceFault::Gone), now);
+                self.ladder.finished(id, outcome, now);
             }
         }
         for device in &mut self.devices {
@@ -55,15 +57,16 @@ impl Core {
 
     fn hand_out(&mut self, next: Move) -> Result<(), NotGiven> {
         let id = next.id();
-        let slot_of = |core: &Self, slot: SlotId| core.ladder.table().extent(slot).ok_or(NotGiven(id));
+        let slot_of = |core: &Self, slot: SlotId, lost| core.ladder.table().extent(slot).ok_or(NotGiven(id, lost));
         let (device, command, segment, kind) = match next {
             Move::Spill { id, from, to, entry } => {
-                let memory = slot_of(self, from)?;
+                // A source without memory lost its bytes.
+                let memory = slot_of(self, from, Outcome::Corrupt)?;
                 let command = Command::Write { id, slot: to, entry, memory };
                 (to.device(), command, Some(from.segment()), Kind::Spill)
             }
             Move::Fetch { id, from, to, expect } => {
-                let memory = slot_of(self, to)?;
+                let memory = slot_of(self, to, Outcome::Failed(DeviceFault::Io))?;
                 let command = Command::Read { id, slot: from, expect, memory };
                 (from.device(), command, Some(to.segment()), Kind::Fetch)
             }
@@ -75,15 +78,15 @@ impl Core {
                 (slot.device(), Command::Verify { id, slot, expect }, None, Kind::VerifyNvme)
             }
             Move::Verify { id, place: VerifyPlace::Dram(slot), expect } => {
-                let order = VerifyOrder { id, slot: slot_of(self, slot)?, expect };
+                let order = VerifyOrder { id, slot: slot_of(self, slot, Outcome::Corrupt)?, expect };
                 let sent = self.verifier.as_ref().is_some_and(|verifier| verifier.try_send(order).is_ok());
                 self.in_flight.insert(id, Kind::VerifyDram);
-                return if sent { Ok(()) } else { Err(NotGiven(id)) };
+                return if sent { Ok(()) } else { Err(NotGiven(id, GONE)) };
             }
             Move::Probe { id, device } => (device, Command::Probe { id }, None, Kind::Housekeeping),
         };
         self.in_flight.insert(id, kind);
-        self.order(device, Order { command, segment }).map_err(|()| NotGiven(id))
+        self.order(device, Order { command, segment }).map_err(|()| NotGiven(id, GONE))
     }
 
     fn order(&mut self, device: DeviceId, order: Order) -> Result<(), ()> {

@@ -4,6 +4,7 @@ use kvd_proto::{InstanceId, Time};
 
 use super::config::LadderConfig;
 use super::leases::{Lease, LeaseKind};
+use super::pins::Holder;
 use super::port::SlotTable;
 use super::state::Ladder;
 use crate::ids::{ClientSlot, LeaseId};
@@ -48,6 +49,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             bytes: lease.charge,
             touched: lease.touched,
         }
+    }
+
+    /// Whether a client process holds a lease or may touch a slot. Walks both tables: for rare events such as a hang-up.
+    pub fn holds(&self, client: ClientSlot) -> bool {
+        let mine = |holder| holder == Holder::Client(client) || holder == Holder::Fenced(client);
+        self.leases.iter().any(|lease| lease.client == client) || self.pins.iter().any(|(_, holder, _)| mine(holder))
     }
 
     /// Changes bounds and paces of a running ladder. Sizes of the arena, of devices and of tables stay as they were.

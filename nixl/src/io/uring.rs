@@ -55,6 +55,11 @@ pub struct UringState {
 /// [`Io`] on io_uring.
 ///
 /// Make it on the thread that will use it: the ring is bound to that thread, and the type is not `Send`.
+///
+/// ```compile_fail
+/// fn elsewhere<T: Send>() {}
+/// elsewhere::<kvd_nixl::io::UringIo>();
+/// ```
 #[derive(Debug)]
 pub struct UringIo {
     // Declared first, dropped first: it drains before the files close.

@@ -231,8 +231,13 @@ impl<P> UringQueue<P> {
 
     /// Hands queued entries to the kernel and takes what is complete. Never waits.
     pub(crate) fn flush(&mut self) {
-        // A refusal (EBUSY, EAGAIN, EINTR) leaves the entries queued; the next call tries again.
-        let _ = self.ring.submit();
+        let queue = self.ring.submission();
+        let wanted = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        if wanted {
+            // A refusal (EBUSY, EAGAIN, EINTR) leaves the entries queued; the next call tries again.
+            let _ = self.ring.submit();
+        }
         self.reap();
     }
 
@@ -307,6 +312,9 @@ impl<P> Drop for UringQueue<P> {
                 }
             }
         }
+        // The kernel takes a closed ring apart in the background, tens of milliseconds later; letting go of the files
+        // now spares a successor in this process the wait for their locks. Refused: then they go with the ring.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 
@@ -319,7 +327,7 @@ fn set_up(entries: u32) -> io::Result<(IoUring, bool)> {
         builder
     };
     let newer_than = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
-    match builder().setup_single_issuer().setup_defer_taskrun().build(entries) {
+    match builder().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(entries) {
         Err(error) if newer_than(&error) => {}
         deferred => return Ok((deferred?, true)),
     }

@@ -1,13 +1,15 @@
 //! Every backend keeps every promise.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kvd_nixl::io::{
     BlockingIo, BlockingOptions, FaultIo, FaultPlan, FileOptions, Io, IoFile, IoOp, SimDisk, SimIo, SimOptions,
     UringError, UringIo, UringOptions,
 };
 
-use kvd_nixl::sys::{Memory, MemoryExtent, Region};
+use kvd_nixl::sys::{Memory, MemoryExtent, OfdLock, Region};
 
 use crate::suite::{Bench, FILE_BYTES, broken, one};
 
@@ -91,6 +93,39 @@ fn uring_tells_what_was_granted_and_works_without() {
     io.unregister_memory(&memories[0]);
     assert_eq!(io.state().memories_registered, 0);
     assert_eq!(io.register_memory(&memories[1]), registered[0], "the place is free again");
+}
+
+/// The lock that a device's owner holds on the description that does the I/O is free for a successor soon after the
+/// owner let go of everything: the kernel takes the ring apart in the background.
+#[test]
+fn the_lock_of_a_dropped_owner_is_free_soon() {
+    if uring_is_missing() {
+        return;
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let options = FileOptions { create: true, direct: true };
+    let open = || IoFile::open(&folder.path().join("device"), options).unwrap();
+    for _ in 0..5 {
+        let file = Arc::new(open());
+        file.preallocate(FILE_BYTES).unwrap();
+        let lock = OfdLock::try_lock(file.as_fd()).unwrap().unwrap();
+        let mut io = UringIo::new(UringOptions { depth: 8, memories: 1 }).unwrap();
+        let id = io.add_file(Arc::clone(&file)).unwrap();
+        for tag in 0..8 {
+            let memory = MemoryExtent::whole(Arc::new(Region::new(1 << 20).unwrap()));
+            assert!(io.submit(IoOp::write(tag, id, tag << 20, memory)).is_ok());
+        }
+        drop((lock, file));
+        let successor = open();
+        assert!(OfdLock::try_lock(successor.as_fd()).unwrap().is_none(), "the ring still has the description");
+        drop(io);
+        let start = Instant::now();
+        while OfdLock::try_lock(successor.as_fd()).unwrap().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(5), "the lock is never free");
+            std::thread::yield_now();
+        }
+        eprintln!("free after {:?}", start.elapsed());
+    }
 }
 
 /// Files that know no direct access are opened all the same; what is neither file nor block device is not.

@@ -29,6 +29,7 @@ pub(crate) fn promises<I: Io>() -> Vec<Promise<I>> {
     vec![
         ("what was written is read back", written_is_read_back),
         ("every operation completes once, with its tag", every_operation_completes_once),
+        ("polling alone is enough", polling_alone_is_enough),
         ("a read past the end is short", a_read_past_the_end_is_short),
         ("a full queue gives the operation back", a_full_queue_gives_back),
         ("malformed operations fail with their completion", malformed_operations_fail),
@@ -128,6 +129,25 @@ fn every_operation_completes_once<I: Io>(mut b: Bench<I>) -> Result<(), String> 
     b.io.wait(Some(Duration::from_millis(20)));
     b.io.poll(&mut more);
     expect(more.is_empty(), "a completion out of nothing")
+}
+
+fn polling_alone_is_enough<I: Io>(mut b: Bench<I>) -> Result<(), String> {
+    let mut done = Vec::new();
+    for round in 0..3 {
+        for tag in 0..4 {
+            let op = IoOp::write(tag, b.file, tag * BLOCK as u64, filled(BLOCK, round));
+            b.io.submit(op).map_err(|_| "a queue of 16 is the least")?;
+        }
+        b.io.submit(IoOp::sync(4, b.file)).map_err(|_| "a queue of 16 is the least")?;
+        let start = Instant::now();
+        while done.len() < 5 {
+            expect(start.elapsed() < PATIENCE, "completions come only to those who wait")?;
+            b.io.poll(&mut done);
+            std::thread::yield_now();
+        }
+        done.drain(..).try_for_each(|done| must(&done))?;
+    }
+    Ok(())
 }
 
 /// Also the second of NIXL's two defects (short reads reported as done), on a file that ends early.

@@ -102,12 +102,13 @@ impl AsyncView {
         hashes: Vec<BlockHash>,
         layout: Arc<EngineLayout>,
         from: LayoutBlocks,
+        tokens: Vec<u32>,
     ) -> Pending<Stored> {
         let view = self.view.clone();
         let count = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
         let work = move || {
             let sources: Vec<BlockMemory<'_>> = layout.known(&from);
-            view.store(&StoreRequest { parent, first_position, hashes: &hashes, sources: &sources, tokens: &[] })
+            view.store(&StoreRequest { parent, first_position, hashes: &hashes, sources: &sources, tokens: &tokens })
         };
         self.submit(work, move || Stored { refused: count, reason: Some(MissReason::Quota), ..Stored::default() })
     }

@@ -321,7 +321,7 @@ fn futures_do_the_same_and_a_dropped_one_leaves_nothing_behind() {
     let (target, to) = pool(3, false);
     let (from, to) = (Arc::new(from), Arc::new(to));
     let all = from.blocks(&[0, 1, 2]).unwrap();
-    let stored = block_on(view.store(None, 0, hashes.clone(), from, all.clone()));
+    let stored = block_on(view.store(None, 0, hashes.clone(), from, all.clone(), vec![]));
     assert_eq!(stored.granted, 3);
     let found = Arc::new(block_on(view.match_prefix(hashes.clone())));
     assert_eq!(block_on(view.load(found.clone(), 0..3, to.clone(), all.clone())).blocks, 3);

@@ -1,0 +1,70 @@
+//! Seeds, one after the other, and the report.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use crate::world::World;
+
+/// Seeds without `KVD_SIM_SEEDS`: what `make test` affords.
+const SEEDS: u64 = 500;
+/// Every so many seeds one is run twice: it must do the same.
+const TWICE_EVERY: u64 = 50;
+/// A line of progress after so many seeds.
+const PROGRESS_EVERY: u64 = 1000;
+/// Failing seeds that are looked for, without `KVD_SIM_VIOLATIONS`.
+const VIOLATIONS_MAX: u64 = 5;
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name} is a number, not {value:?}")))
+}
+
+/// Events and their hash.
+pub(crate) fn run(seed: u64) -> (u64, u64) {
+    let mut world = World::new(seed);
+    for _ in 0..world.make.events {
+        world.step();
+    }
+    world.wind_down();
+    (world.events, world.hash())
+}
+
+#[test]
+fn worlds_hold_to_the_rules() {
+    if let Some(seed) = number("KVD_SIM_SEED") {
+        let (events, hash) = run(seed);
+        println!("seed {seed}: {events} events, hash {hash:016x}");
+        return;
+    }
+    let (first, seeds) = (number("KVD_SIM_FIRST").unwrap_or(0), number("KVD_SIM_SEEDS").unwrap_or(SEEDS));
+    let violations_max = number("KVD_SIM_VIOLATIONS").unwrap_or(VIOLATIONS_MAX);
+    let started = Instant::now();
+    let (mut events, mut violations, mut done) = (0, 0, 0);
+    for seed in first..first + seeds {
+        done += 1;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let (events, hash) = run(seed);
+            if seed % TWICE_EVERY == 0 {
+                assert_eq!(run(seed), (events, hash), "a seed replays exactly");
+            }
+            events
+        }));
+        match outcome {
+            Ok(happened) => events += happened,
+            Err(_) => {
+                violations += 1;
+                println!("violation: rerun with KVD_SIM_SEED={seed}");
+                if violations >= violations_max {
+                    break;
+                }
+            }
+        }
+        if done % PROGRESS_EVERY == 0 {
+            println!("{done} of {seeds} seeds, {events} events, {violations} violations, {:.0?}", started.elapsed());
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let report = serde_json::json!({ "seeds": done, "events": events, "violations": violations, "seconds": seconds });
+    println!("{report}");
+    assert_eq!(violations, 0, "rerun the seeds named above");
+}

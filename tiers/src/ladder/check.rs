@@ -19,7 +19,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let ids: Vec<NodeId> = (0..self.nodes.end()).filter_map(|number| self.nodes.live(number)).collect();
         assert_eq!(ids.len(), self.nodes.used() as usize, "live nodes are counted");
         let cut = self.cut_stack();
-        let mut holds = self.holds();
+        let mut holds = self.expected_holds();
         for id in &ids {
             self.check_node(*id, &cut);
             let expected = holds.remove(id).unwrap_or(0);
@@ -59,7 +59,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     /// Who should hold which node.
-    fn holds(&self) -> BTreeMap<NodeId, u32> {
+    fn expected_holds(&self) -> BTreeMap<NodeId, u32> {
         let mut holds = BTreeMap::new();
         for lease in self.leases.iter().filter(|lease| !lease.released) {
             if let LeaseKind::Match { deepest, .. } = lease.kind {

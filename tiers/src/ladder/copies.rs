@@ -92,7 +92,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             return;
         }
         match holder {
-            Holder::Client(client) | Holder::Fenced(client) => self.table.unpin(slot, client),
+            // The bit is shared by this epoch's holds and those that are fenced.
+            Holder::Client(client) | Holder::Fenced(client) => {
+                if !self.pins.held_by(slot, client) {
+                    self.table.unpin(slot, client);
+                }
+            }
             Holder::Move => {}
         }
         match self.dram.get(slot) {

@@ -123,7 +123,7 @@ impl Gate {
     }
 
     /// How many blocks pay.
-    pub(super) fn blocks(&self) -> u32 {
+    pub(super) fn paying(&self) -> u32 {
         self.best_blocks
     }
 }
@@ -164,26 +164,26 @@ mod tests {
         let slow = edge(1 << 29);
         let mut all = gate(16_000);
         (0..10).for_each(|_| all.fetch(&fast, 1 << 20));
-        assert_eq!(all.blocks(), 10);
+        assert_eq!(all.paying(), 10);
         let mut none = gate(16_000);
         (0..10).for_each(|_| none.fetch(&slow, 1 << 20));
-        assert_eq!(none.blocks(), 0);
+        assert_eq!(none.paying(), 0);
         let mut prefix = gate(16_000);
         (0..5).for_each(|_| prefix.dram());
         (0..5).for_each(|_| prefix.fetch(&slow, 1 << 20));
-        assert_eq!(prefix.blocks(), 5);
+        assert_eq!(prefix.paying(), 5);
         // Blocks of the arena behind a slow one make up for it.
         let mut across = gate(16_000);
         across.fetch(&slow, 1 << 20);
         (0..5).for_each(|_| across.dram());
-        assert_eq!(across.blocks(), 6);
+        assert_eq!(across.paying(), 6);
     }
 
     #[test]
     fn an_unmeasured_edge_and_an_unknown_engine_hold_nothing_back() {
         let mut unknown = gate(16_000);
         unknown.fetch(&Edge::default(), 1 << 30);
-        assert_eq!(unknown.blocks(), 1);
+        assert_eq!(unknown.paying(), 1);
         assert!(Gate::new(Speed { block_tokens: 16, tokens_per_second: 0 }).is_none());
     }
 
@@ -193,6 +193,6 @@ mod tests {
         busy.started(1 << 30, Time::ZERO);
         let mut few = gate(16_000);
         (0..10).for_each(|_| few.fetch(&busy, 1 << 20));
-        assert_eq!(few.blocks(), 0, "half a second of queue for 10 ms of work");
+        assert_eq!(few.paying(), 0, "half a second of queue for 10 ms of work");
     }
 }

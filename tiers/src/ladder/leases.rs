@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use kvd_proto::{BlockHash, Time};
+use kvd_proto::{BlockHash, BlockKey, Time};
 
 use super::guards::FillingSlot;
 use super::lanes::Speed;
@@ -16,6 +16,8 @@ pub(super) struct Grant {
     pub(super) slot: Option<FillingSlot>,
     pub(super) hash: BlockHash,
     pub(super) parent_hash: Option<BlockHash>,
+    /// As offered: the node may be cut loose from its parent while it is filled.
+    pub(super) parent_key: Option<BlockKey>,
 }
 
 pub(super) enum LeaseKind {
@@ -142,8 +144,9 @@ impl Leases {
         self.idle.front().map(|(touched, _)| *touched)
     }
 
-    /// The next lease that was not touched since `before`, taken off the list. A lease that was goes to the back.
-    pub(super) fn pop_idle(&mut self, before: Time) -> Option<LeaseId> {
+    /// The next lease that was not touched since `before`, taken off the list. A lease that was goes to the back, and so does
+    /// one that is in use: that one is looked at again as if touched `now`, or the clock would be asked for without end.
+    pub(super) fn pop_idle(&mut self, before: Time, now: Time) -> Option<LeaseId> {
         for _ in 0..self.idle.len().min(IDLE_LOOKS_MAX) {
             let (when, id) = *self.idle.front()?;
             if when > before {
@@ -155,9 +158,7 @@ impl Leases {
             if lease.touched <= before && !busy {
                 return Some(id);
             }
-            // A busy lease is looked at again one idle time later: it cannot be older than the front.
-            let touched = lease.touched.max(when);
-            let again = if busy { Time::from_nanos(before.as_nanos() + 1).max(touched) } else { touched };
+            let again = if busy { now } else { lease.touched.max(when) };
             self.idle.push_back((again, id));
         }
         None

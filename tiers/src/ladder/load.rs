@@ -212,7 +212,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 });
             }
         }
-        let pays = (gate.blocks() as usize).min(path.len());
+        let pays = (gate.paying() as usize).min(path.len());
         (pays, (pays < path.len()).then_some(MissReason::SlowerThanRecompute))
     }
 

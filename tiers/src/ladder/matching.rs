@@ -60,7 +60,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 self.config.lease_bytes_max.saturating_sub(self.instances.get(instance).lease_bytes) / slot_bytes;
             let fits = u32::try_from(room).unwrap_or(u32::MAX).min(blocks);
             let fits = if self.leases.full() { 0 } else { fits };
-            for _ in fits..blocks {
+            while blocks > fits {
                 miss = Some(MissReason::Quota);
                 blocks -= 1;
                 deepest = self.nodes[deepest].parent;
@@ -138,10 +138,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     ) -> (u32, NodeId) {
         // A device that is out takes its blocks out of many chains at once, without touching them.
         let certain = !self.cascade_open() && (self.lanes.get(lane).below == 0 || self.all_devices_readable());
-        if certain {
-            if let Some(found) = self.gallop(lane, group_key, hashes) {
-                return found;
-            }
+        if certain && let Some(found) = self.gallop(lane, group_key, hashes) {
+            return found;
         }
         self.walk(lane, group_key, hashes)
     }

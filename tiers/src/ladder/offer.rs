@@ -11,7 +11,7 @@ use super::nodes::{NodeId, flag};
 use super::pins::Holder;
 use super::port::SlotTable;
 use super::state::Ladder;
-use crate::ids::{ClientSlot, LeaseId, SlotState, ViewId};
+use crate::ids::{ClientSlot, LeaseId, SlotEntry, SlotState, ViewId};
 use crate::policy::{Access, AccessKind, Policy, Rank};
 
 /// Consecutive blocks of a chain that a client could bring.
@@ -184,7 +184,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.instances.get_mut(bid.owner).lease_bytes += u64::from(slot_bytes);
         self.counters.granted += 1;
         let index = grants.len() as u32;
-        grants.push(Grant { node: id, slot: Some(filling), hash, parent_hash: tip.hash });
+        let parent_key = tip.node.get().map(|parent| self.nodes[parent].key);
+        grants.push(Grant { node: id, slot: Some(filling), hash, parent_hash: tip.hash, parent_key });
         let granted = Granted {
             status: GrantedStatus::Granted,
             reason: None,
@@ -254,7 +255,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         Some(Filling {
             slot,
             slot_bytes: lease.slot_bytes,
-            entry: self.entry(grant.node, SlotState::Filling),
+            entry: SlotEntry { parent_key: grant.parent_key, ..self.entry(grant.node, SlotState::Filling) },
             hash: grant.hash,
             parent_hash: grant.parent_hash,
         })
@@ -289,6 +290,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             self.attach_or_wait(id, now);
             self.want_spill(id);
             self.counters.committed += 1;
+            self.work.zone_may_change = true;
             Ok(())
         };
         self.unpin_slot(slot, Holder::Client(client));

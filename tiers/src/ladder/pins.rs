@@ -44,6 +44,11 @@ impl Pins {
         true
     }
 
+    /// Whether the client holds the slot still, in this epoch or since an earlier one.
+    pub(super) fn held_by(&self, slot: SlotId, client: ClientSlot) -> bool {
+        [Holder::Client(client), Holder::Fenced(client)].iter().any(|holder| self.counts.contains_key(&(slot, *holder)))
+    }
+
     pub(super) fn held(&self, slot: SlotId) -> bool {
         self.counts.range((slot, LOWEST)..=(slot, Holder::Move)).next().is_some()
     }

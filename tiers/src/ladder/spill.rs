@@ -55,7 +55,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             let wanted = node.has(flag::DRAM_READY | flag::ATTACHED) && node.nvme == NOWHERE;
             if !wanted || !parent_there {
                 if wanted && parent_comes {
-                    self.work.owe_spills();
+                    self.work.skip_spill();
                 }
                 self.drop_spill(id);
                 continue;
@@ -140,8 +140,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.nvme.devices.iter().any(|device| device.draining.is_some())
     }
 
+    /// Only what ranks higher pushes out: else two blocks could take each other's place for ever.
     fn admitted(&mut self, id: NodeId, victim: NodeId, now: Time) -> bool {
         let node = &self.nodes[id];
+        if node.order() <= self.nodes[victim].order() {
+            return false;
+        }
         let access = Access {
             kind: AccessKind::Offer,
             key: node.key,
@@ -160,12 +164,13 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let coldest = |class: &NvmeClass| class.heap.top().map(|id| (self.nodes[id].order(), id));
         let own = coldest(self.nvme.class(class));
         let Some((order, id)) = self.nvme.classes().filter_map(coldest).min() else { return };
-        if own.is_some_and(|(own, _)| own <= order) {
+        if own.is_some_and(|(own, _)| own <= order) || !self.work.zone_may_change {
             return;
         }
         let slot = self.nvme_slot(id).expect("what may fall has a copy");
         if self.nvme.device(slot.device()).draining.is_none() {
             self.nvme.drain(slot);
+            self.work.zone_may_change = false;
             self.counters.zones_drained += 1;
         }
     }

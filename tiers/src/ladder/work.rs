@@ -55,6 +55,8 @@ pub(super) struct Work {
     purges: VecDeque<Purge>,
     purge_cursor: u32,
     draining: bool,
+    /// A block was committed since a zone last changed hands: without news, sizes could take each other's zones for ever.
+    pub(super) zone_may_change: bool,
     /// Some blocks were not queued for a spill: a sweep finds them.
     spills_owed: bool,
     spill_cursor: u32,
@@ -91,6 +93,11 @@ impl Work {
 
     pub(super) fn owe_spills(&mut self) {
         self.spills_owed = true;
+    }
+
+    /// Some block was passed over because its parent has to go first.
+    pub(super) fn skip_spill(&mut self) {
+        self.spill_skipped = true;
     }
 
     pub(super) fn drain_started(&mut self) {
@@ -136,7 +143,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             if now.as_nanos() < u64::try_from(self.config.lease_idle.as_nanos()).unwrap_or(u64::MAX) {
                 break;
             }
-            let Some(idle) = self.leases.pop_idle(idle_since) else { break };
+            let Some(idle) = self.leases.pop_idle(idle_since, now) else { break };
             self.counters.leases_expired += 1;
             self.let_go(idle);
         }
@@ -171,7 +178,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// Work is left that needs nothing but calls.
     fn busy(&self) -> bool {
-        let sweep = self.work.spill_sweep || self.work.spills_owed && self.may_sweep();
+        let sweep = self.work.spill_sweep || self.sweep_due() && self.may_sweep();
         self.cascade_open()
             || self.work.reaping != 0
             || self.work.unfencing != 0
@@ -181,11 +188,26 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             || sweep && self.spills.len() < self.config.spill_queue_max as usize / 2
     }
 
+    /// What keeps it busy, for tests.
+    #[cfg(test)]
+    pub(super) fn why_busy(&self) -> String {
+        let zones: Vec<_> =
+            self.nvme.devices.iter().map(|device| (device.draining, device.breaker.timeout())).collect();
+        let (work, draining, flights) = (&self.work, self.dram.draining(), self.flights.len());
+        format!("{work:?} segment {draining:?} zones {zones:?} flights {flights} spills {}", self.spills.len())
+    }
+
     fn zone_drain_goes_on(&self) -> bool {
         self.nvme.devices.iter().zip(&self.work.zone_passes).any(|(device, pass)| {
             let swept = device.draining.is_some_and(|zone| pass.cursor >= device.slots_of(zone));
             device.draining.is_some() && (!swept || device.queued_vacates() == 0 && device.vacating == 0)
         })
+    }
+
+    /// Blocks were passed over that wait for their parents: worth another look only if something came down since, else what
+    /// is left is not wanted there.
+    fn sweep_due(&self) -> bool {
+        self.work.spills_owed || self.work.spill_skipped && self.counters.spilled > self.work.spilled_before
     }
 
     fn may_sweep(&self) -> bool {
@@ -361,7 +383,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// Looks for blocks of the arena that have no copy below and were not queued: after a full queue, a full disk, a start.
     fn sweep_for_spills(&mut self) {
-        if self.work.spills_owed && !self.work.spill_sweep && self.may_sweep() {
+        if self.sweep_due() && !self.work.spill_sweep && self.may_sweep() {
             self.work.spills_owed = false;
             self.work.spill_sweep = true;
             self.work.spill_skipped = false;
@@ -374,8 +396,6 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             let number = self.work.spill_cursor;
             if number >= self.nodes.end() {
                 self.work.spill_sweep = false;
-                // Another round only if this one brought something down: else what is left is not wanted there.
-                self.work.spills_owed |= self.work.spill_skipped && self.counters.spilled > self.work.spilled_before;
                 return;
             }
             self.work.spill_cursor += 1;
@@ -388,7 +408,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             if parent.is_none_or(|parent| parent.nvme != NOWHERE || parent.has(flag::SPILL_QUEUED)) {
                 self.want_spill(id);
             } else {
-                self.work.spill_skipped = true;
+                self.work.skip_spill();
             }
         }
     }
@@ -406,7 +426,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub fn drained(&self) -> bool {
         let idle = self.spills.is_empty() && self.nvme.devices.iter().all(|device| device.spilling == 0);
         let stuck = !self.nvme.devices.iter().any(|device| device.breaker.writable());
-        self.work.draining && (stuck || idle && !self.work.spills_owed && !self.work.spill_sweep)
+        self.work.draining && (stuck || idle && !self.sweep_due() && !self.work.spill_sweep)
     }
 
     /// Starts a read of every copy, at the configured pace, or stops it.

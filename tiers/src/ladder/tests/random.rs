@@ -276,14 +276,14 @@ impl Play {
         let now = self.world.now;
         let ladder = &mut self.world.ladder;
         match self.random.random_range(0..9) {
-            0 => drop(ladder.pin(&key, true)),
-            1 | 2 => drop(ladder.pin(&key, false)),
-            3 => drop(ladder.evict(&key, now)),
+            0 => assert!(ladder.pin(&key, true) < 3),
+            1 | 2 => assert!(ladder.pin(&key, false) < 3),
+            3 => assert!(ladder.evict(&key, now) < 3),
             4 => ladder.purge(Purge::Tenant(self.kinds[0].spec.tenant), now),
             5 => ladder.purge(Purge::Namespace(self.kinds[0].spec.tenant, self.kinds[0].spec.namespace), now),
             6 => ladder.scrub(true, now),
             7 => ladder.drain(true, now),
-            _ => drop(ladder.explain(&key)),
+            _ => assert_eq!(ladder.explain(&key).key, key),
         }
         self.world.settle();
         if self.random.random_bool(0.7) {
@@ -334,7 +334,7 @@ impl Play {
                 return;
             }
         }
-        panic!("the ladder comes to rest");
+        panic!("the ladder comes to rest: {}", self.world.ladder.why_busy());
     }
 
     /// Everything lets go: what is left is records and nothing else.

@@ -20,7 +20,7 @@ pub use file::{LogFormat, NvmeIo, PolicyName};
 pub use keys::{Key, find, keys, schema, suggest};
 pub use options::SecretError;
 pub use reload::{Reload, compare};
-pub use units::{Rate, Size, Span};
+pub use units::{Rate, Size, Span, rough};
 
 mod check;
 mod defaults;

@@ -72,7 +72,7 @@ pub fn examine(sources: &Sources, machine: &dyn Machine) -> Report {
     let from_problem = |problem: config::Problem| Finding {
         check: "config",
         severity: problem.severity,
-        cause: config::Problem { remedy: None, ..problem.clone() }.to_string(),
+        cause: config::Problem { severity: Severity::Error, remedy: None, ..problem.clone() }.to_string(),
         remedy: problem.remedy,
     };
     let mut checks = 1;

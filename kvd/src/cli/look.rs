@@ -72,6 +72,9 @@ pub(super) fn status_text(status: &proto::StatusResponse) -> String {
     let by = |counts: &std::collections::HashMap<String, u64>| {
         let mut counts: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
         counts.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+        if counts.is_empty() {
+            return "none".to_owned();
+        }
         counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
     };
     let mut text = pairs(&[

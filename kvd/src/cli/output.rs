@@ -7,7 +7,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::exit::{Exit, Failure};
-use crate::config::Size;
 
 /// Whether standard output is JSON.
 #[derive(Clone, Copy, Debug)]
@@ -105,13 +104,7 @@ pub fn pairs(rows: &[(&str, String)]) -> String {
     rows.iter().map(|(label, value)| format!("{label:width$}  {value}\n")).collect()
 }
 
-/// Bytes for people: three digits are enough.
-pub fn bytes(value: u64) -> String {
-    if value < 1024 || value.is_multiple_of(1 << 20) && value < 10 << 30 {
-        return Size(value).to_string();
-    }
-    bytesize::ByteSize(value).display().iec().to_string()
-}
+pub use crate::config::rough as bytes;
 
 /// Seconds for people.
 pub fn seconds(value: u64) -> String {

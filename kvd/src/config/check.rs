@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::machine::{EntryKind, Machine};
 
-use super::defaults::{PIECE_BYTES, SESSIONS_MAX};
+use super::defaults::{PIECE_BYTES, SESSIONS_MAX, arena_room, arena_table_bytes};
 use super::error::{Problem, Severity};
-use super::units::Size;
+use super::units::{Size, rough};
 use super::{Loaded, NvmeIo};
 use crate::metrics::counters::DEVICES_MAX as NVME_PATHS_MAX;
 
@@ -135,7 +135,7 @@ impl Checker<'_> {
             let message = format!(
                 "{capacity} of pool and {} for the daemon itself exceed the cgroup's memory limit of {} ({}, cgroup v{})",
                 Size(DAEMON_BYTES),
-                Size(limit.bytes),
+                rough(limit.bytes),
                 limit.file.display(),
                 limit.version
             );
@@ -150,7 +150,7 @@ impl Checker<'_> {
         } else if let Some(memory) = self.machine.memory_bytes()
             && capacity.0.saturating_add(DAEMON_BYTES) > memory
         {
-            let message = format!("{capacity} of pool do not fit into {} of memory", Size(memory));
+            let message = format!("{capacity} of pool do not fit into {} of memory", rough(memory));
             self.refuse(key, message, &format!("set tiers.dram.capacity = \"{}\" or less", fitting(memory / 2)));
         }
         self.dram_room(&dram.path, capacity);
@@ -174,13 +174,18 @@ impl Checker<'_> {
             );
             self.warn(key, message, "use a folder on tmpfs (/dev/shm) or hugetlbfs");
         }
-        let room = fs.free_bytes.saturating_add(self.machine.folder_bytes(path));
-        if capacity.0 > room {
-            let message =
-                format!("{capacity} do not fit into the {} free on {} ({})", Size(room), path.display(), fs.kind);
+        let room = arena_room(path, self.machine);
+        let table = arena_table_bytes(capacity.0);
+        if capacity.0.saturating_add(table) > room {
+            let message = format!(
+                "{capacity} and their table do not fit into the {} free on {} ({})",
+                rough(room),
+                path.display(),
+                fs.kind
+            );
             let remedy = format!(
                 "set it to \"{}\" or less, or enlarge the file system (mount -o remount,size=...; docker run --shm-size; an emptyDir with medium: Memory)",
-                fitting(room)
+                fitting(room / 65 * 64)
             );
             self.refuse("tiers.dram.capacity", message, &remedy);
         }
@@ -246,8 +251,10 @@ impl Checker<'_> {
         if let Some(bytes) = self.machine.memlock_bytes().filter(|bytes| *bytes < MEMLOCK_BYTES_MIN)
             && self.machine.uid() != 0
         {
-            let message =
-                format!("only {} may be locked in memory: the NVMe tier works without registered buffers", Size(bytes));
+            let message = format!(
+                "only {} may be locked in memory: the NVMe tier works without registered buffers",
+                rough(bytes)
+            );
             self.warn(
                 "tiers.nvme.io",
                 message,
@@ -288,9 +295,9 @@ impl Checker<'_> {
             if bytes > fs.free_bytes {
                 let message = format!(
                     "{} more are needed on {}, and {} are free",
-                    Size(bytes),
+                    rough(bytes),
                     folder.display(),
-                    Size(fs.free_bytes)
+                    rough(fs.free_bytes)
                 );
                 let remedy = format!("set tiers.nvme.capacity = \"{}\" or less, or free space", fitting(fs.free_bytes));
                 self.refuse("tiers.nvme.capacity", message, &remedy);

@@ -14,6 +14,8 @@ use super::{
 /// Both tiers are carved in pieces of this size.
 pub(super) const PIECE_BYTES: u64 = 64 << 20;
 const DRAM_BYTES_MAX: u64 = 4 << 30;
+/// An arena that is on disk for want of anything better stays small.
+const DISK_ARENA_BYTES_MAX: u64 = 256 << 20;
 const NVME_BYTES_MAX: u64 = 16 << 30;
 /// Sessions are numbered in a 64-bit set of the arena's tables.
 pub(super) const SESSIONS_MAX: u32 = 64;
@@ -57,7 +59,7 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(2);
 pub(super) fn fill(file: File, machine: &dyn Machine) -> Config {
     let data_dir = file.data_dir.map(absolute).unwrap_or_else(|| data_dir(machine));
     let socket = file.socket.map(absolute).unwrap_or_else(|| socket_for(&data_dir, machine));
-    let dram_path = file.tiers.dram.path.map(absolute).unwrap_or_else(|| arena_path(&data_dir));
+    let dram_path = file.tiers.dram.path.map(absolute).unwrap_or_else(|| arena_path(&data_dir, machine));
     let capacity = file.tiers.dram.capacity.unwrap_or_else(|| dram_capacity(&dram_path, machine));
     let nvme_paths = match file.tiers.nvme.paths {
         Some(paths) => paths.into_iter().map(absolute).collect(),
@@ -111,22 +113,35 @@ fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-/// Two daemons with data folders of their own get arenas of their own.
-fn arena_path(data_dir: &Path) -> PathBuf {
+/// Two daemons with data folders of their own get arenas of their own. Where shared memory has no room for two segments
+/// (64 MiB in a plain container), the arena goes to the data folder: slower, but it serves, and `check` says so.
+fn arena_path(data_dir: &Path, machine: &dyn Machine) -> PathBuf {
     let id = blake3::hash(data_dir.as_os_str().as_encoded_bytes()).to_hex();
-    PathBuf::from(format!("/dev/shm/kvd-{}", &id[..12]))
+    let path = PathBuf::from(format!("/dev/shm/kvd-{}", &id[..12]));
+    let least = 2 * PIECE_BYTES + arena_table_bytes(2 * PIECE_BYTES);
+    if arena_room(&path, machine) < least { data_dir.join("arena") } else { path }
+}
+
+/// The most that the table of slots takes beside the segments: 96 bytes for each slot of at least 8 KiB, and a head.
+pub(super) fn arena_table_bytes(capacity: u64) -> u64 {
+    capacity / 64 + (1 << 20)
+}
+
+/// What the arena there holds already counts as free, so that a restart comes to the same size.
+pub(super) fn arena_room(path: &Path, machine: &dyn Machine) -> u64 {
+    machine.filesystem(path).map_or(0, |fs| fs.free_bytes.saturating_add(machine.folder_bytes(path)))
 }
 
 fn whole_pieces(bytes: u64) -> Size {
     Size((bytes / PIECE_BYTES).max(1) * PIECE_BYTES)
 }
 
-/// What the arena there holds already counts as free, so that a restart comes to the same size.
 fn dram_capacity(path: &Path, machine: &dyn Machine) -> Size {
     let memory = machine.memory_bytes().unwrap_or(8 << 30);
     let allowed = machine.memory_limit().map_or(memory, |limit| limit.bytes.min(memory));
-    let room = machine.filesystem(path).map_or(0, |fs| fs.free_bytes + machine.folder_bytes(path));
-    whole_pieces((allowed / 8).min(DRAM_BYTES_MAX).min(room / 4 * 3))
+    let in_memory = machine.filesystem(path).is_ok_and(|fs| fs.is_memory());
+    let most = if in_memory { DRAM_BYTES_MAX } else { DISK_ARENA_BYTES_MAX };
+    whole_pieces((allowed / 8).min(most).min(arena_room(path, machine) / 4 * 3))
 }
 
 fn nvme_capacity(paths: &[PathBuf], machine: &dyn Machine) -> Size {

@@ -99,10 +99,10 @@ pub(super) struct TiersFile {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DramFile {
     /// Bytes of memory for blocks; rounded down to whole segments of 64 MiB.
-    #[schemars(extend("x-default" = "1/8 of memory, at most 4GiB, less where the tmpfs is smaller", "x-example" = "\"64GiB\""))]
+    #[schemars(extend("x-default" = "1/8 of memory, at most 4GiB, less where its file system is smaller", "x-example" = "\"64GiB\""))]
     pub(super) capacity: Option<Size>,
     /// Folder of the arena's files, on tmpfs or hugetlbfs. What is in it outlives the process and is adopted by the next one.
-    #[schemars(extend("x-default" = "/dev/shm/kvd-<id of data_dir>", "x-example" = "\"/dev/shm/kvd\""))]
+    #[schemars(extend("x-default" = "/dev/shm/kvd-<id of data_dir>, or data_dir/arena where /dev/shm has no room", "x-example" = "\"/dev/shm/kvd\""))]
     pub(super) path: Option<PathBuf>,
     /// Fault all memory in at start (about 0.45 s per GiB), so that a full host is found out then and not in the middle of a store.
     #[schemars(extend("x-default" = "false", "x-example" = "true"))]

@@ -120,8 +120,13 @@ fn without_any_configuration_the_sizes_fit_the_machine() {
         Filesystem { kind: "tmpfs".into(), free_bytes: 64 << 20, total_bytes: 64 << 20, read_only: false },
     );
     let loaded = with(&[], &small);
-    assert_eq!(loaded.config.tiers.dram.capacity, Size(64 << 20));
-    assert!(loaded.checked(&small).is_ok(), "{:?}", check(&loaded, &small));
+    assert_eq!(loaded.config.tiers.dram.path, PathBuf::from("/home/kv/.local/state/kvd/arena"));
+    assert_eq!(loaded.config.tiers.dram.capacity, Size(256 << 20));
+    let remarks = loaded.checked(&small).expect("it serves all the same");
+    assert!(
+        remarks[0].to_string().contains("tiers.dram.path: /home/kv/.local/state/kvd/arena is on ext4, not in memory"),
+        "{remarks:?}"
+    );
 }
 
 #[test]

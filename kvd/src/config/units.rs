@@ -55,6 +55,15 @@ impl fmt::Display for Rate {
     }
 }
 
+/// Bytes for people: exact where that is short, otherwise three digits.
+pub fn rough(bytes: u64) -> String {
+    let megabytes = bytes >> 20;
+    if bytes < 1024 || (bytes.is_multiple_of(1 << 20) && (megabytes < 10_000 || megabytes.is_multiple_of(1024))) {
+        return Size(bytes).to_string();
+    }
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
 macro_rules! serialize_as_text {
     ($($type:ty),*) => {$(
         impl Serialize for $type {

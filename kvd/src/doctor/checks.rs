@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::config::{Config, NvmeIo, SOCKET_PATH_BYTES_MAX, Size};
+use crate::config::{Config, NvmeIo, SOCKET_PATH_BYTES_MAX, rough};
 use crate::machine::{EntryKind, Machine, SocketState, kernel_version};
 
 use super::{Check, Notes};
@@ -88,10 +88,10 @@ fn memlock(config: &Config, machine: &dyn Machine, notes: &mut Notes) {
     match machine.memlock_bytes() {
         _ if !config.tiers.nvme.enabled => notes.ok("not needed without the NVMe tier"),
         Some(bytes) if bytes < MEMLOCK_GOOD_BYTES => notes.warn(
-            format!("{} may be locked in memory: without registered buffers the NVMe tier costs more CPU, and engines cannot pin the arena for a GPU", Size(bytes)),
+            format!("{} may be locked in memory: without registered buffers the NVMe tier costs more CPU, and engines cannot pin the arena for a GPU", rough(bytes)),
             "ulimit -l unlimited, LimitMEMLOCK=infinity (systemd), --ulimit memlock=-1 (docker)",
         ),
-        Some(bytes) => notes.ok(format!("{} may be locked", Size(bytes))),
+        Some(bytes) => notes.ok(format!("{} may be locked", rough(bytes))),
         None => notes.ok("no limit on locked memory"),
     }
 }
@@ -126,15 +126,15 @@ fn cgroup_memory(config: &Config, machine: &dyn Machine, notes: &mut Notes) {
     let Some(limit) = machine.memory_limit() else { return notes.ok("no memory limit") };
     let wanted = config.tiers.dram.capacity.0.saturating_add(crate::config::DAEMON_BYTES);
     let shown =
-        format!("memory limit of {} in {} (cgroup v{})", Size(limit.bytes), limit.file.display(), limit.version);
+        format!("memory limit of {} in {} (cgroup v{})", rough(limit.bytes), limit.file.display(), limit.version);
     if wanted > limit.bytes {
         notes.fail(
-            format!("pool and daemon take {}, over the {shown}: the kernel would kill kvd", Size(wanted)),
+            format!("pool and daemon take {}, over the {shown}: the kernel would kill kvd", rough(wanted)),
             "lower tiers.dram.capacity, or raise the limit",
         );
     } else if wanted > limit.bytes / 10 * 9 {
         notes.warn(
-            format!("pool and daemon take {}, close to the {shown}", Size(wanted)),
+            format!("pool and daemon take {}, close to the {shown}", rough(wanted)),
             "leave a tenth of the limit free",
         );
     } else {
@@ -164,11 +164,16 @@ fn dram_room(config: &Config, machine: &dyn Machine, notes: &mut Notes) {
     let room = fs.free_bytes.saturating_add(machine.folder_bytes(&dram.path));
     if dram.capacity.0 > room {
         notes.fail(
-            format!("{} of pool, and {} are free on {} ({})", dram.capacity, Size(room), dram.path.display(), fs.kind),
+            format!("{} of pool, and {} are free on {} ({})", dram.capacity, rough(room), dram.path.display(), fs.kind),
             "lower tiers.dram.capacity, or enlarge it: mount -o remount,size=..., docker run --shm-size, an emptyDir with medium: Memory",
         );
+    } else if dram.capacity.0 > room / 10 * 9 {
+        notes.warn(
+            format!("{} of pool take almost all of the {} on {}", dram.capacity, rough(room), dram.path.display()),
+            "leave a tenth of it free for the table of slots and for others",
+        );
     } else {
-        notes.ok(format!("{} of pool fit into {}", dram.capacity, Size(room)));
+        notes.ok(format!("{} of pool fit into {}", dram.capacity, rough(room)));
     }
 }
 
@@ -270,7 +275,7 @@ fn disk_room(config: &Config, machine: &dyn Machine, notes: &mut Notes) {
         let missing = share.saturating_sub(entry.map_or(0, |entry| entry.allocated_bytes));
         if missing > fs.free_bytes {
             notes.fail(
-                format!("{} needs {} more, and {} are free", path.display(), Size(missing), Size(fs.free_bytes)),
+                format!("{} needs {} more, and {} are free", path.display(), rough(missing), rough(fs.free_bytes)),
                 "lower tiers.nvme.capacity, or free space",
             );
         } else if missing > 0 && missing > fs.free_bytes / 10 * 9 {

@@ -58,6 +58,7 @@ const FAULTS: &[Fault] = &[
         name: "tmpfs too small",
         seed: |m, s| {
             m.filesystems.insert("/dev/shm".into(), filesystem("tmpfs", 64 << 20));
+            set(s, "tiers.dram.path=/dev/shm/kvd");
             set(s, "tiers.dram.capacity=8GiB");
         },
         check: "dram room",

@@ -80,7 +80,7 @@ struct Seconds<'a>(&'a Latency);
 
 impl EncodeMetric for Seconds<'_> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let bounds = LATENCY_BOUNDS_NANOS.iter().map(|nanos| *nanos as f64 / 1e9).chain([f64::MAX]);
+        let bounds = LATENCY_BOUNDS_NANOS.iter().map(|nanos| *nanos as f64 / 1e9).chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(self.0.buckets()).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         encoder.encode_histogram::<NoLabelSet>(self.0.sum_nanos() as f64 / 1e9, count, &buckets, None)
@@ -366,6 +366,7 @@ mod tests {
         assert!(text.contains("kvd_block_misses_total{reason=\"corrupt\"} 3"), "{text}");
         assert!(text.contains("kvd_sessions 2"), "{text}");
         assert!(text.contains("kvd_request_duration_seconds_bucket{le=\"0.000015\",op=\"match\"} 1"), "{text}");
+        assert!(text.contains("kvd_request_duration_seconds_bucket{le=\"+Inf\",op=\"match\"} 1"), "{text}");
         assert!(text.contains("kvd_request_duration_seconds_count{op=\"match\"} 1"), "{text}");
     }
 

@@ -1,0 +1,43 @@
+//! `kvd bench`: the figures that this product promises, measured on this machine, each beside its limit.
+//!
+//! Every bench crosses the session ring and the full record path unless it is named `raw`. A bench that needs a daemon starts
+//! one of its own, on scratch folders that it removes.
+
+use clap::Subcommand;
+
+use super::exit::Outcome;
+use super::output::Output;
+
+mod copying;
+mod cpu;
+mod engine;
+mod matching;
+mod node;
+mod stats;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  kvd bench match                              1 000-block prefixes among a million records
+  kvd bench copy --json                        engine memory <-> DRAM, checksums on, against a raw copy";
+
+/// What is measured.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// How long a prefix match takes, lease included.
+    #[command(after_help = matching::EXAMPLES)]
+    Match(matching::MatchArgs),
+    /// How fast blocks go between an engine's memory and the DRAM tier, checksums on.
+    #[command(after_help = copying::EXAMPLES)]
+    Copy(copying::CopyArgs),
+}
+
+/// Measures.
+///
+/// # Errors
+/// The machine lacks what the bench needs, or a daemon does not do as it should.
+pub fn run(command: &BenchCommand, output: Output) -> Outcome {
+    match command {
+        BenchCommand::Match(args) => matching::run(args, output),
+        BenchCommand::Copy(args) => copying::run(args, output),
+    }
+}

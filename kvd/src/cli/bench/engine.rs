@@ -1,0 +1,98 @@
+//! An engine for benches: namespaces, chains of hashes, joining.
+
+use std::path::Path;
+use std::time::Duration;
+
+use kvd_client::{Engine, EngineOptions, View, ViewSpec};
+use kvd_proto::{BlockHash, GroupKind, GroupSpec, InstanceId, Namespace, Plane, Shard, Sharding, UnitOrder};
+
+use crate::cli::exit::{Exit, Failure};
+
+/// What a block looks like: `layers` of `heads` units.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) layers: u16,
+    pub(super) heads: u16,
+    pub(super) unit_bytes: u32,
+    pub(super) block_tokens: u32,
+}
+
+impl Shape {
+    /// A block of one unit.
+    pub(super) const fn plain(block_bytes: u32) -> Shape {
+        Shape { layers: 1, heads: 1, unit_bytes: block_bytes, block_tokens: 16 }
+    }
+
+    pub(super) const fn block_bytes(self) -> usize {
+        self.layers as usize * self.heads as usize * self.unit_bytes as usize
+    }
+
+    pub(super) fn shard(self) -> Result<Shard, Failure> {
+        Shard::whole(self.layers, self.heads).map_err(|error| Failure::new(Exit::Failure, error.to_string()))
+    }
+
+    pub(super) fn namespace(self) -> Namespace {
+        let plane = Plane {
+            name: "kv".into(),
+            layers: self.layers,
+            heads: self.heads,
+            unit_bytes: self.unit_bytes,
+            unit_order: UnitOrder::TokenKvDim,
+            k_dim: 128,
+            v_dim: 128,
+            scales_bytes: 0,
+            sharding: Sharding::Sharded,
+        };
+        Namespace {
+            model: format!("bench-{}", self.block_bytes()),
+            weights_digest: [0xbe; 32],
+            kv_dtype: "bf16".into(),
+            scale_scheme: String::new(),
+            hash_algorithm: "bench".into(),
+            hash_seed: Vec::new(),
+            lora: None,
+            block_tokens: self.block_tokens,
+            groups: vec![GroupSpec { kind: GroupKind::FullAttention, planes: vec![plane], geometry: None }],
+        }
+    }
+}
+
+/// Joins the daemon as instance `number`, with deadlines that no healthy call comes near to.
+pub(super) fn join(socket: &Path, number: u8, shape: Shape) -> Result<(Engine, View), Failure> {
+    let mut options = EngineOptions::new(socket, InstanceId::new([number; 16]));
+    options.client_name = format!("kvd-bench-{number}");
+    options.match_deadline = Some(Duration::from_secs(2));
+    options.load_deadline = Some(Duration::from_secs(30));
+    options.store_deadline = Duration::from_secs(30);
+    let failed = |error: String| Failure::new(Exit::Unavailable, format!("{}: {error}", socket.display()));
+    let engine = Engine::connect(options).map_err(|error| failed(error.to_string()))?;
+    let spec = ViewSpec {
+        namespace: &shape.namespace(),
+        group: 0,
+        shard: shape.shard()?,
+        hash_bytes: 32,
+        prefill_tokens_per_second: 0.0,
+        token_ids: false,
+    };
+    let view = engine.open_view(&spec).map_err(|error| failed(error.to_string()))?;
+    Ok((engine, view))
+}
+
+/// The hash of block `position` of chain `chain`.
+pub(super) fn chain_hash(chain: u64, position: u32) -> BlockHash {
+    let mut state = step(chain) ^ u64::from(position);
+    let mut bytes = [0; 32];
+    for word in bytes.chunks_exact_mut(8) {
+        state = step(state);
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    BlockHash::new(&bytes).expect("32 bytes are a hash")
+}
+
+/// One step of SplitMix64 (Steele, Lea, Flood 2014).
+fn step(state: u64) -> u64 {
+    let mut mixed = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}

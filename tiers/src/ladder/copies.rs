@@ -91,6 +91,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         if !self.pins.remove(slot, holder) {
             return;
         }
+        self.work.segment_stuck = false;
         match holder {
             // The bit is shared by this epoch's holds and those that are fenced.
             Holder::Client(client) | Holder::Fenced(client) => {
@@ -287,6 +288,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// Puts the node into the eviction order of each tier where it may fall, and takes it out where it may not.
     pub(super) fn refresh(&mut self, id: NodeId) {
+        if self.work.restoring {
+            return;
+        }
         let placed = self.nodes[id].place(Space::Dram) != NOWHERE;
         if self.may_fall_from_dram(id) != placed {
             let class = self.dram.class_of(self.dram_slot(id).expect("a copy, or a place in the order of its class"));

@@ -91,7 +91,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// If another class holds a colder block than this one's coldest, one of its segments changes hands.
     fn drain_colder_class(&mut self, class: u16) {
-        if self.dram.draining().is_some() {
+        if self.dram.draining().is_some() || self.work.segment_stuck {
             return;
         }
         let coldest = |heap: &Heap| heap.top().map(|id| (self.nodes[id].order(), id));

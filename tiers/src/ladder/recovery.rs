@@ -42,6 +42,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             self.counters.restore_dropped += 1;
             return;
         }
+        self.work.restoring = true;
         self.saw_generation(record.entry.generation);
         if self.restore_node(record).is_none() {
             self.counters.restore_dropped += 1;
@@ -170,9 +171,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 self.drop_restored(id);
             }
         }
-        // Places that nothing hangs on any more, deepest last: freeing one frees those above it.
+        self.work.restoring = false;
+        // Places that nothing hangs on any more go, each with the empty ones above it; the rest takes its turn to fall.
         for number in 0..self.nodes.end() {
             if let Some(id) = self.nodes.live(number) {
+                self.refresh(id);
                 self.free_if_empty(id);
             }
         }

@@ -55,8 +55,13 @@ pub(super) struct Work {
     purges: VecDeque<Purge>,
     purge_cursor: u32,
     draining: bool,
+    /// Records of an earlier epoch are being told: orders of eviction come at the end, all at once.
+    pub(super) restoring: bool,
     /// A block was committed since a zone last changed hands: without news, sizes could take each other's zones for ever.
     pub(super) zone_may_change: bool,
+    /// A segment could not be emptied because of who holds on to it, and nobody has let go of anything since: trying again
+    /// would only keep the caller busy.
+    pub(super) segment_stuck: bool,
     /// Some blocks were not queued for a spill: a sweep finds them.
     spills_owed: bool,
     spill_cursor: u32,
@@ -322,6 +327,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 self.work.dram_pass = DrainPass { cursor: 0, pass: pass + 1 };
                 if pass + 1 >= DRAIN_PASSES {
                     self.dram.stop_draining();
+                    self.work.segment_stuck = true;
                 }
                 continue;
             }

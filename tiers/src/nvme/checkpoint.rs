@@ -202,6 +202,7 @@ impl Checkpoint {
             let at = (tables.geometry.entry_at(slot) - job.offset) as usize;
             let place = &mut table[at..at + ENTRY_BYTES];
             let Some(entry) = tables.journal.pending(half).get(number) else { continue };
+            // The table can be newer only if it could not be read when the device was opened.
             let found = (tables.seed_of)(slot).and_then(|seed| Entry::decode(seed, place));
             if found.is_none_or(|found| found.slot != slot || found.sequence <= sequence_of(entry)) {
                 place.copy_from_slice(entry);

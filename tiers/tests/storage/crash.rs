@@ -13,9 +13,12 @@ use std::time::Duration;
 
 use kvd_nixl::io::{Io, IoDone, IoOp, IoWaker, SimDisk, SimIo};
 use kvd_nixl::sys::Memory;
-use kvd_tiers::nvme::Device;
+use kvd_proto::Time;
+use kvd_tiers::nvme::{Command, Device, Restored};
+use kvd_tiers::{MoveId, NvmeSlot, RestoredPlace, ZoneId};
 
-use crate::world::{World, disk, open, open_options, options};
+use crate::records::Recipe;
+use crate::world::{DEVICE, World, disk, open, open_options, options};
 
 /// Kills the process at the n-th operation.
 struct Mortal {
@@ -63,7 +66,9 @@ fn recover_and_die(disk: &SimDisk, file: kvd_nixl::io::FileId, lives: u64) -> bo
     disk.set_automatic(true);
     let io = Mortal { inner: disk.io(), disk: disk.clone(), lives };
     let died = catch_unwind(AssertUnwindSafe(|| {
-        Device::open(io, file, open_options(), options(), &mut |_| {}).map(drop).expect("ours");
+        Device::open(io, file, open_options(), options(Duration::from_millis(20)), &mut |_| {})
+            .map(drop)
+            .expect("ours");
     }));
     disk.set_automatic(false);
     match died {
@@ -75,13 +80,17 @@ fn recover_and_die(disk: &SimDisk, file: kvd_nixl::io::FileId, lives: u64) -> bo
 
 fn run(seed: u64) -> (u64, u64) {
     let (disk, file) = disk(seed);
-    let (device, opened, found) = open(&disk, disk.io(), file);
+    // Often, now and then, and only where a flush or a checkpoint wants it.
+    let sync = Duration::from_millis([2, 20, 100_000][(seed % 3) as usize]);
+    // A crowd that shares journal pages, or one change in each, so that the halves turn over quickly.
+    let pace = [4, 40][(seed / 3 % 2) as usize];
+    let (device, opened, found) = open(&disk, disk.io(), file, sync);
     assert!(opened.fresh && found.is_empty());
     let mut world = World::new(disk, device, seed);
     for _ in 0..6 {
         for _ in 0..world.random.below(400) {
             world.act();
-            for _ in 0..world.random.below(4) {
+            for _ in 0..world.random.below(pace) {
                 world.step();
             }
         }
@@ -102,7 +111,7 @@ fn run(seed: u64) -> (u64, u64) {
                 world.disk = world.disk.crash(image);
             }
         }
-        let (device, opened, found) = open(&world.disk, world.disk.io(), file);
+        let (device, opened, found) = open(&world.disk, world.disk.io(), file, sync);
         assert!(opened.reformatted.is_none(), "{:?}", opened.reformatted);
         world.adopt(device, found, power);
     }
@@ -127,4 +136,43 @@ fn crash_images_serve_what_was_written_or_nothing() {
     }
     println!("{} seeds: {verified} reads verified, {misses} misses, 0 wrong", seeds.count());
     assert!(verified > 0);
+}
+
+/// Carries out one command while the disk runs by itself.
+fn answer(device: &mut Device<SimIo>, now: &mut Time, command: Command) {
+    device.handle(command, *now).unwrap();
+    let mut answered = false;
+    while !answered {
+        *now = *now + Duration::from_millis(1);
+        device.pump(*now);
+        device.take_outcomes(|outcome| answered = outcome.result.is_ok());
+    }
+}
+
+#[test]
+fn a_half_of_the_journal_is_used_again_only_when_the_table_is_durable() {
+    let (disk, file) = disk(1);
+    let sync = Duration::from_secs(100_000);
+    let (mut device, ..) = open(&disk, disk.io(), file, sync);
+    disk.set_automatic(true);
+    let (mut now, slot) = (Time::ZERO, |index| NvmeSlot::new(DEVICE, ZoneId(0), index));
+    let id = MoveId(1);
+    answer(&mut device, &mut now, Command::FormatZone { id, zone: ZoneId(0), slot_bytes: 8192 });
+    // Each change is a page; four fill a half. The first three are durable before theirs is full.
+    for index in 0..14 {
+        if index == 3 {
+            answer(&mut device, &mut now, Command::Flush { id });
+        }
+        let made = Recipe::new(u64::from(index), 1, 4000).make();
+        let write = Command::Write { id, slot: slot(index), memory: made.memory(), entry: made.entry };
+        answer(&mut device, &mut now, write);
+        for seed in 0..if index < 7 { 0 } else { 50 } {
+            let image = disk.crash(seed);
+            let (_, _, found) = open(&image, image.io(), file, sync);
+            for flushed in (0..3).map(|index| RestoredPlace::Nvme(slot(index))) {
+                let back = found.iter().any(|it| matches!(it, Restored::Record(record) if record.place == flushed));
+                assert!(back, "seed {seed}: {flushed:?} was flushed and is gone after {index} more");
+            }
+        }
+    }
 }

@@ -216,6 +216,17 @@ fn sectors_in_the_wrong_place_serve_nothing_wrong() {
 }
 
 #[test]
+fn an_entry_counts_in_its_own_slot_only() {
+    let fixture = fixture();
+    let disk = fixture.disk();
+    let mut entry = [0; 128];
+    disk.inspect(fixture.file, TABLES, &mut entry);
+    disk.alter(fixture.file, TABLES + 6 * 128, &entry);
+    let (_, _, found) = open(&disk, fixture.file);
+    assert!(found.keys().eq(fixture.records.keys()), "{found:?}");
+}
+
+#[test]
 fn swapped_and_stale_records_are_misses() {
     let fixture = fixture();
     let disk = fixture.disk();

@@ -8,11 +8,13 @@ use std::time::Duration;
 use kvd_nixl::io::{Fault, FaultControl, FaultIo, FaultPlan, FaultRule, FaultTrigger, FileId, IoKind, SimDisk, SimIo};
 use kvd_proto::Time;
 use kvd_tiers::ladder::{DeviceFault, Outcome};
-use kvd_tiers::nvme::{Command, Device, DeviceOptions, Failure, Finished, Moved};
-use kvd_tiers::{MoveId, NvmeSlot, ZoneId};
+use kvd_tiers::nvme::{Command, Device, DeviceOptions, Failure, Finished, Moved, Restored};
+use kvd_tiers::{MoveId, NvmeSlot, RestoredPlace, ZoneId};
 
 use crate::records::{Recipe, memory};
 use crate::world::{DEVICE, World, disk, geometry, open, open_options, options};
+
+const SYNC: Duration = Duration::from_millis(20);
 
 fn faulty(disk: &SimDisk, seed: u64) -> (FaultIo<SimIo>, FaultControl) {
     let io = FaultIo::new(disk.io(), seed, FaultPlan::default());
@@ -39,7 +41,7 @@ fn everything(per_million: u32) -> FaultPlan {
 fn run(seed: u64) -> (u64, u64) {
     let (disk, file) = disk(seed);
     let (io, mut control) = faulty(&disk, seed);
-    let (device, ..) = open(&disk, io, file);
+    let (device, ..) = open(&disk, io, file, SYNC);
     let mut world = World::new(disk, device, seed);
     world.faulty = true;
     for round in 0..3 {
@@ -56,7 +58,7 @@ fn run(seed: u64) -> (u64, u64) {
         world.disk.kill();
         let (io, again) = faulty(&world.disk, seed + round);
         control = again;
-        let (device, _, found) = open(&world.disk, io, file);
+        let (device, _, found) = open(&world.disk, io, file, SYNC);
         world.adopt(device, found, false);
     }
     (world.reads_verified, world.misses)
@@ -78,6 +80,8 @@ fn no_fault_makes_wrong_bytes_or_an_answer_that_does_not_come() {
 
 /// A device on a disk that steps by itself, and a clock of a millisecond per pump.
 struct Bench {
+    disk: SimDisk,
+    file: FileId,
     device: Device<FaultIo<SimIo>>,
     control: FaultControl,
     now: Time,
@@ -90,7 +94,7 @@ impl Bench {
         disk.set_automatic(true);
         let (io, control) = faulty(&disk, 1);
         let (device, _) = Device::open(io, file, open_options(), options, &mut |_| {}).unwrap();
-        let mut bench = Self { device, control, now: Time::ZERO, ids: 0 };
+        let mut bench = Self { disk, file, device, control, now: Time::ZERO, ids: 0 };
         let zone = ZoneId(0);
         assert!(bench.answer(|id| Command::FormatZone { id, zone, slot_bytes: 8192 }).is_ok());
         bench
@@ -154,7 +158,7 @@ fn outcome(result: Result<Moved, Failure>) -> Outcome {
 
 #[test]
 fn errors_of_the_disk_carry_their_kind_and_end_with_it() {
-    let mut bench = Bench::new(options());
+    let mut bench = Bench::new(options(SYNC));
     bench.write(0, 1).unwrap();
     let gone = Fault::Errno(rustix::io::Errno::NODEV.raw_os_error());
     for (fault, expect) in [
@@ -185,9 +189,27 @@ fn errors_of_the_disk_carry_their_kind_and_end_with_it() {
 }
 
 #[test]
+fn a_vacate_that_failed_changes_nothing() {
+    let mut bench = Bench::new(options(SYNC));
+    bench.write(0, 1).unwrap();
+    bench.control.set_plan(always(Fault::EIO, IoKind::Write));
+    assert!(bench.vacate(0).is_err());
+    bench.control.set_plan(FaultPlan::default());
+    // Enough pages for the half with the failed one to go to the table and be written over.
+    for number in 1..12 {
+        bench.write(number, u64::from(number)).unwrap();
+        bench.pump();
+    }
+    drop(bench.device);
+    let (_, _, found) = open(&bench.disk, bench.disk.io(), bench.file, SYNC);
+    let place = RestoredPlace::Nvme(slot(0));
+    assert!(found.iter().any(|found| matches!(found, Restored::Record(record) if record.place == place)));
+}
+
+#[test]
 fn lies_of_the_disk_are_corrupt() {
     for fault in [Fault::Torn, Fault::Lost, Fault::BitFlip, Fault::Misdirected { span_bytes: geometry().end() }] {
-        let mut bench = Bench::new(options());
+        let mut bench = Bench::new(options(SYNC));
         bench.write(0, 1).unwrap();
         bench.control.set_plan(always(fault, IoKind::Read));
         assert_eq!(outcome(bench.read(0, 1)), Outcome::Corrupt, "{fault:?}");
@@ -198,7 +220,7 @@ fn lies_of_the_disk_are_corrupt() {
 
 #[test]
 fn a_record_that_rotted_in_memory_does_not_leave_it() {
-    let mut bench = Bench::new(options());
+    let mut bench = Bench::new(options(SYNC));
     let made = Recipe::new(1, 1, 4000).make();
     let rotten = made.memory();
     rotten.write(5000, &[made.image[5000] ^ 1]).unwrap();
@@ -210,7 +232,7 @@ fn a_record_that_rotted_in_memory_does_not_leave_it() {
 
 #[test]
 fn a_checkpoint_that_fails_holds_up_nobody_and_is_made_good() {
-    let mut bench = Bench::new(options());
+    let mut bench = Bench::new(options(SYNC));
     // Every read fails: the table cannot be changed, and soon both halves of the journal are full.
     bench.control.set_plan(always(Fault::EIO, IoKind::Read));
     let mut refused = 0;
@@ -237,7 +259,7 @@ fn a_checkpoint_that_fails_holds_up_nobody_and_is_made_good() {
 
 #[test]
 fn a_sector_of_the_table_that_cannot_be_read_is_written_anew() {
-    let mut bench = Bench::new(options());
+    let mut bench = Bench::new(options(SYNC));
     bench.control.set_plan(always(Fault::EIO, IoKind::Read));
     for number in 0..4 {
         bench.write(number, u64::from(number)).unwrap();
@@ -254,7 +276,7 @@ fn a_sector_of_the_table_that_cannot_be_read_is_written_anew() {
 
 #[test]
 fn a_hung_operation_holds_up_no_other() {
-    let mut bench = Bench::new(options());
+    let mut bench = Bench::new(options(SYNC));
     bench.write(0, 1).unwrap();
     bench.write(1, 2).unwrap();
     bench.control.set_plan(FaultPlan::new([FaultRule::new(Fault::Hang, FaultTrigger::Nth(1)).on(IoKind::Read)]));
@@ -273,7 +295,7 @@ fn a_hung_operation_holds_up_no_other() {
 
 #[test]
 fn commands_beyond_the_bound_come_back() {
-    let mut bench = Bench::new(DeviceOptions { moves_max: 3, ..options() });
+    let mut bench = Bench::new(DeviceOptions { moves_max: 3, ..options(SYNC) });
     bench.control.set_plan(always(Fault::Hang, IoKind::Read));
     for _ in 0..3 {
         bench.ask(|id| Command::Probe { id });
@@ -290,7 +312,7 @@ fn commands_beyond_the_bound_come_back() {
 
 #[test]
 fn commands_that_make_no_sense_are_refused_at_once() {
-    let mut bench = Bench::new(options());
+    let mut bench = Bench::new(options(SYNC));
     bench.write(0, 1).unwrap();
     let refused = |result: Result<Moved, Failure>| assert!(matches!(result, Err(Failure::Refused(_))), "{result:?}");
     refused(bench.write(0, 2));
@@ -313,7 +335,8 @@ fn commands_that_make_no_sense_are_refused_at_once() {
 
 #[test]
 fn reads_and_writes_keep_to_their_bandwidth() {
-    let limits = DeviceOptions { read_bandwidth_max: Some(1 << 20), write_bandwidth_max: Some(512 << 10), ..options() };
+    let limits =
+        DeviceOptions { read_bandwidth_max: Some(1 << 20), write_bandwidth_max: Some(512 << 10), ..options(SYNC) };
     let mut bench = Bench::new(limits);
     let started = bench.now;
     for index in 0..24 {
@@ -333,9 +356,9 @@ fn reads_and_writes_keep_to_their_bandwidth() {
 #[test]
 fn two_owners_are_told_apart_by_epoch() {
     let (disk, file): (SimDisk, FileId) = disk(1);
-    let (device, first, _) = open(&disk, disk.io(), file);
+    let (device, first, _) = open(&disk, disk.io(), file, SYNC);
     drop(device);
-    let (_, second, _) = open(&disk, disk.io(), file);
+    let (_, second, _) = open(&disk, disk.io(), file, SYNC);
     assert!(second.epoch > first.epoch);
     assert_eq!(second.uuid, first.uuid);
 }

@@ -2,6 +2,7 @@
 
 mod crash;
 mod damage;
+mod disk;
 mod faults;
 mod figures;
 mod golden;

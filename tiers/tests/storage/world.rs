@@ -26,8 +26,7 @@ pub(crate) fn disk(seed: u64) -> (SimDisk, FileId) {
     (disk, file)
 }
 
-pub(crate) fn options() -> DeviceOptions {
-    let sync_interval = Duration::from_millis(20);
+pub(crate) fn options(sync_interval: Duration) -> DeviceOptions {
     DeviceOptions { moves_max: 48, reads_max: 8, writes_max: 8, sync_interval, ..DeviceOptions::new(DEVICE) }
 }
 
@@ -36,10 +35,10 @@ pub(crate) fn open_options() -> OpenOptions {
 }
 
 /// Opens a device while the disk runs by itself.
-pub(crate) fn open<I: Io>(disk: &SimDisk, io: I, file: FileId) -> (Device<I>, Opened, Vec<Restored>) {
+pub(crate) fn open<I: Io>(disk: &SimDisk, io: I, file: FileId, sync: Duration) -> (Device<I>, Opened, Vec<Restored>) {
     let mut found = Vec::new();
     disk.set_automatic(true);
-    let opened = Device::open(io, file, open_options(), options(), &mut |restored| found.push(restored));
+    let opened = Device::open(io, file, open_options(), options(sync), &mut |restored| found.push(restored));
     disk.set_automatic(false);
     let (device, opened) = opened.expect("a device of ours opens, whatever was done to it");
     (device, opened, found)
@@ -77,8 +76,9 @@ pub(crate) struct World<I> {
     asked: HashMap<MoveId, (Asked, Option<MemoryExtent>)>,
     ids: u64,
     generation: u32,
-    /// Records that were committed when the last flush was asked for, and those that a flush has covered.
-    flushing: Option<HashSet<(NvmeSlot, Recipe)>>,
+    /// Changes that were asked for before the flush under way.
+    flushing: Option<Vec<MoveId>>,
+    /// Records that a flush has covered.
     flushed: HashSet<(NvmeSlot, Recipe)>,
     pub(crate) reads_verified: u64,
     pub(crate) misses: u64,
@@ -128,7 +128,11 @@ impl<I: Io> World<I> {
                 Asked::Format(zone, _) => {
                     self.zones.remove(&zone);
                 }
-                Asked::Flush => self.flushing = Some(self.resident().into_iter().collect()),
+                Asked::Flush => {
+                    let change = |asked: &Asked| !matches!(asked, Asked::Read(..));
+                    self.flushing =
+                        Some(self.asked.iter().filter(|(_, (asked, _))| change(asked)).map(|(id, _)| *id).collect());
+                }
             }
             self.asked.insert(id, (asked, memory));
         } else if let Asked::Write(slot) = asked {
@@ -168,7 +172,7 @@ impl<I: Io> World<I> {
                     self.ask(Asked::Vacate(slot), None, Command::Vacate { id, slot });
                 }
             }
-            93..97 => self.format(),
+            93..98 => self.format(),
             _ => {
                 if self.flushing.is_none() {
                     let id = self.id();
@@ -258,7 +262,14 @@ impl<I: Io> World<I> {
             (Asked::Format(zone, slot_bytes), Ok(_)) => {
                 self.zones.insert(zone, slot_bytes);
             }
-            (Asked::Flush, Ok(_)) => self.flushed.extend(self.flushing.take().unwrap_or_default()),
+            (Asked::Flush, Ok(_)) => {
+                let before = self.flushing.take().expect("a flush was asked for");
+                assert!(
+                    before.iter().all(|id| !self.asked.contains_key(id)),
+                    "a flush waits for what was asked before"
+                );
+                self.flushed.extend(self.resident());
+            }
             (Asked::Read(slot, recipe), Ok(_)) => {
                 let made: Made = recipe.make();
                 assert!(made.is_in(&memory.expect("a read has memory")), "wrong bytes from {slot:?}: {recipe:?}");

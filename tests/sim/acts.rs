@@ -34,14 +34,14 @@ impl World {
             return;
         }
         match self.random.index(100) {
-            0..20 => self.ask(at),
-            20..38 => self.load(at),
-            38..50 => self.copy(at),
-            50..62 => self.release(at),
-            62..74 => self.offer(at),
-            74..84 => self.fill(at),
-            84..94 => self.commit(at),
-            94..95 => self.abandon(at),
+            0..14 => self.ask(at),
+            14..30 => self.load(at),
+            30..38 => self.copy(at),
+            38..50 => self.release(at),
+            50..62 => self.offer(at),
+            62..78 => self.fill(at),
+            78..94 => self.commit(at),
+            94 => self.abandon(at),
             95..98 => self.prefetch(at),
             98 => self.borrow(at),
             _ => {
@@ -171,9 +171,8 @@ impl World {
         let mut out = Vec::new();
         // Replies may come with the call: whoever waits must be known before.
         self.loads.insert(request, Waiting { process: at, lease, first, count, deadline, got: 0 });
-        let state = self.call_quietly(|ladder, now| {
-            ladder.load(client, lease, first, count, deadline, request, now, &mut out)
-        });
+        let state =
+            self.call_quietly(|ladder, now| ladder.load(client, lease, first, count, deadline, request, now, &mut out));
         let Some(state) = state else { return };
         let mut got = 0;
         let table = self.table.clone();
@@ -209,9 +208,15 @@ impl World {
         let (lease, held) = (prefix.lease, prefix.held[one].clone());
         let copied = held.copy(&self.names, &mut self.scratch);
         self.note(copied as u64);
+        self.count(if copied == Copied::Right { "copies_right" } else { "copies_refused" });
         assert!(copied != Copied::Wrong, "wrong bytes for {:?} in {:?}", held.block, held.place.slot);
         let rotted = self.oracle.rotted.contains(&held.place.slot);
-        assert!(copied == Copied::Right || rotted, "{:?} of {:?} changed in a client's hands", held.place.slot, held.block);
+        assert!(
+            copied == Copied::Right || rotted,
+            "{:?} of {:?} changed in a client's hands",
+            held.place.slot,
+            held.block
+        );
         let current = self.processes[at].epoch == self.epoch;
         if current && (copied == Copied::Refused || self.random.per_mille(5)) {
             self.oracle.cuts_allowed = true;
@@ -235,10 +240,10 @@ impl World {
     fn offer(&mut self, at: usize) {
         let (view, blocks) = self.chain(at);
         let client = self.processes[at].client;
-        let first = match self.random.index(4) {
+        let first = match self.random.index(8) {
             // Children before their parents.
             0 => self.random.index(blocks.len()),
-            1 => 0,
+            1 | 2 => 0,
             _ => (self.walk(&blocks).1 as usize).min(blocks.len() - 1),
         };
         let count = (1 + self.random.index(4)).min(blocks.len() - first);
@@ -261,7 +266,11 @@ impl World {
             }
             let lease = lease.expect("grants belong to a lease");
             let place = Place::granted(&self.table, granted);
-            assert!(!self.touched().contains(&place.slot), "{:?} is granted while a live client may touch it", place.slot);
+            assert!(
+                !self.touched().contains(&place.slot),
+                "{:?} is granted while a live client may touch it",
+                place.slot
+            );
             let before = self.oracle.filling.insert(*block, (at, lease));
             assert!(before.is_none(), "{block:?} is filled twice at a time");
             self.oracle.rotted.remove(&place.slot);
@@ -276,7 +285,8 @@ impl World {
     /// Some open grant of the process: its lease's place and its own.
     fn grant(&mut self, at: usize, written: bool) -> Option<(usize, usize)> {
         let fills = self.processes[at].fills.iter().enumerate();
-        let open = fills.flat_map(|(which, fill)| fill.grants.iter().enumerate().map(move |(one, grant)| (which, one, grant)));
+        let open =
+            fills.flat_map(|(which, fill)| fill.grants.iter().enumerate().map(move |(one, grant)| (which, one, grant)));
         let open: Vec<_> = open.filter(|(_, _, g)| g.written == written).map(|(which, one, _)| (which, one)).collect();
         self.random.pick_any(&open)
     }
@@ -285,7 +295,7 @@ impl World {
         let Some((which, one)) = self.grant(at, false) else { return };
         let grant = &mut self.processes[at].fills[which].grants[one];
         let bytes = self.names.bytes(grant.block);
-        if self.random.percent(3) {
+        if self.random.percent(1) {
             // Stopped in the middle of its copy for good.
             grant.place.write(SECTOR_BYTES, &bytes[..bytes.len() / 2]);
             self.end_process(at);
@@ -298,10 +308,15 @@ impl World {
     fn commit(&mut self, at: usize) {
         let Some((which, one)) = self.grant(at, true) else { return self.fill(at) };
         let (client, writer) = (self.processes[at].client, self.processes[at].instance);
-        let (lease, grant) = (self.processes[at].fills[which].lease, self.processes[at].fills[which].grants[one].clone());
+        let (lease, grant) =
+            (self.processes[at].fills[which].lease, self.processes[at].fills[which].grants[one].clone());
         let daemon = self.daemon.as_ref().expect("looked at before");
         let filling = daemon.ladder.filling(client, lease, grant.index).expect("a grant stays while its owner lives");
-        assert_eq!((filling.slot, filling.entry.generation), (grant.place.slot, grant.generation), "a grant keeps its slot");
+        assert_eq!(
+            (filling.slot, filling.entry.generation),
+            (grant.place.slot, grant.generation),
+            "a grant keeps its slot"
+        );
         let lane = &self.names.lanes[grant.block.lane];
         assert_eq!(filling.entry.key, self.names.key(grant.block));
         let payload = grant.place.payload(lane.payload_bytes as usize);

@@ -128,6 +128,7 @@ impl World {
             }
         }
         self.check_empty();
+        self.count_life();
     }
 
     fn calm(&mut self) {
@@ -167,6 +168,10 @@ impl World {
             let found = daemon.ladder.explain(&entry.key).records.into_iter().next();
             assert_eq!(found.and_then(|record| record.dram), Some(slot), "the table names what the ladder does not");
         }
-        assert!((0..64).filter_map(ClientSlot::new).all(|client| !self.processes.iter().any(|p| p.alive && p.client == client)));
+        assert!(
+            (0..64)
+                .filter_map(ClientSlot::new)
+                .all(|client| !self.processes.iter().any(|p| p.alive && p.client == client))
+        );
     }
 }

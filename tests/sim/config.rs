@@ -46,20 +46,21 @@ impl Make {
         let disks = random.pick(&[Disks::Sound, Disks::Honest, Disks::Lying]);
         let devices = random.pick(&[1, 1, 1, 2, 2, 0]);
         let zones = random.range(1..4) as u32;
-        let segments = random.range(1..4) as u32;
+        let segments = random.pick(&[1, 1, 2, 3]);
         let mut ladder = LadderConfig::new(segments, vec![DeviceConfig { zones }; devices]);
-        ladder.lease_bytes_max = random.range(3..16) * u64::from(4 * MIB);
+        ladder.lease_bytes_max = random.range(4..40) * u64::from(4 * MIB);
         ladder.floor_bytes = random.pick(&[0, 0, u64::from(8 * MIB)]);
         ladder.lease_idle = random.pick(&[Duration::from_millis(20), Duration::from_secs(30)]);
-        ladder.orphan_wait = random.pick(&[Duration::from_millis(5), Duration::from_secs(10)]);
+        ladder.orphan_wait =
+            random.pick(&[Duration::from_millis(5), Duration::from_millis(50), Duration::from_secs(10)]);
         ladder.orphans_max = random.pick(&[4, 4096]);
         ladder.ghosts = 256;
         ladder.spill_queue_max = random.pick(&[3, 64]);
         ladder.spills_max = random.range(1..5) as u32;
         ladder.fetches_max = random.range(1..5) as u32;
         ladder.vacates_max = random.range(1..5) as u32;
-        ladder.loads_max = random.pick(&[2, 64]);
-        ladder.leases_max = random.pick(&[8, 256]);
+        ladder.loads_max = random.pick(&[2, 64, 64]);
+        ladder.leases_max = random.pick(&[8, 256, 256]);
         ladder.breaker_errors = random.pick(&[2, 8]);
         ladder.breaker_pause = Duration::from_millis(2);
         ladder.prefetch_wait = Duration::from_millis(10);
@@ -69,12 +70,12 @@ impl Make {
             devices,
             zones,
             segments,
-            tenants: random.range(1..3) as usize,
-            kinds: random.range(1..3) as usize,
+            tenants: random.pick(&[1, 1, 2]),
+            kinds: random.pick(&[1, 1, 2]),
             instances: random.range(1..4) as usize,
             chains: random.range(3..7) as usize,
-            events: random.range(200..900) as u32,
-            kills: random.pick(&[0, 4, 15]),
+            events: random.range(300..1200) as u32,
+            kills: random.pick(&[0, 2, 8]),
             power_losses: random.percent(30),
             operators: random.percent(60),
             adaptive: random.percent(40),

@@ -71,7 +71,9 @@ impl Daemon {
         let mut alive = 0;
         for survivor in &survivors {
             alive |= survivor.client.bit();
-            ladder.join(survivor.client, survivor.instance, survivor.tenant, now).expect("fewer clients than instances");
+            ladder
+                .join(survivor.client, survivor.instance, survivor.tenant, now)
+                .expect("fewer clients than instances");
         }
         let found = table.sweep(alive);
         for segment in found.segments {

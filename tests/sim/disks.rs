@@ -29,7 +29,8 @@ impl Disk {
     pub(crate) fn new(id: DeviceId, zones: u32, random: &mut Random) -> Self {
         // Eight pages of journal: checkpoints happen all the time.
         let geometry = Geometry::new(SEGMENT_BYTES, zones, 8).expect("a small device");
-        let options = SimOptions { depth: 32, cache_bytes_max: random.pick(&[64 << 10, 4 << 20]), ..SimOptions::default() };
+        let options =
+            SimOptions { depth: 32, cache_bytes_max: random.pick(&[64 << 10, 4 << 20]), ..SimOptions::default() };
         let sim = SimDisk::new(random.bits(), options);
         let file = sim.add_file(geometry.end());
         Self { id, sim, file, geometry, tainted: false }

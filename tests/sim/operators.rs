@@ -14,7 +14,7 @@ impl World {
         let position = self.random.range(0..u64::from(self.names.chains[chain].blocks)) as u32;
         let block = self.names.block(lane, chain, position);
         let key = self.names.key(block);
-        let act = self.random.index(12);
+        let act = self.random.index(16);
         self.say(|| format!("operator {act} {block:?}"));
         match act {
             0..3 => drop(self.call(|ladder, _| ladder.pin(&key, true))),
@@ -36,8 +36,8 @@ impl World {
                 self.call(|ladder, now| ladder.purge(purge, now));
             }
             8 => drop(self.call(|ladder, now| ladder.drain(true, now))),
-            9 => drop(self.call(|ladder, now| ladder.drain(false, now))),
-            10 => drop(self.call(|ladder, now| ladder.scrub(true, now))),
+            9..14 => drop(self.call(|ladder, now| ladder.drain(false, now))),
+            14 => drop(self.call(|ladder, now| ladder.scrub(true, now))),
             _ => drop(self.call(|ladder, now| ladder.scrub(false, now))),
         }
     }

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use crate::world::World;
+use crate::world::{Tally, World};
 
 /// Seeds without `KVD_SIM_SEEDS`: what `make test` affords.
 const SEEDS: u64 = 500;
@@ -19,38 +19,42 @@ fn number(name: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name} is a number, not {value:?}")))
 }
 
-/// Events and their hash.
-pub(crate) fn run(seed: u64) -> (u64, u64) {
+/// Events, their hash, and what happened.
+pub(crate) fn run(seed: u64) -> (u64, u64, Tally) {
     let mut world = World::new(seed);
     for _ in 0..world.make.events {
         world.step();
     }
     world.wind_down();
-    (world.events, world.hash())
+    (world.events, world.hash(), world.tally)
 }
 
 #[test]
 fn worlds_hold_to_the_rules() {
     if let Some(seed) = number("KVD_SIM_SEED") {
-        let (events, hash) = run(seed);
-        println!("seed {seed}: {events} events, hash {hash:016x}");
+        let (events, hash, tally) = run(seed);
+        println!("seed {seed}: {events} events, hash {hash:016x}, {tally:?}");
         return;
     }
     let (first, seeds) = (number("KVD_SIM_FIRST").unwrap_or(0), number("KVD_SIM_SEEDS").unwrap_or(SEEDS));
     let violations_max = number("KVD_SIM_VIOLATIONS").unwrap_or(VIOLATIONS_MAX);
     let started = Instant::now();
     let (mut events, mut violations, mut done) = (0, 0, 0);
+    let mut happened = Tally::new();
     for seed in first..first + seeds {
         done += 1;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let (events, hash) = run(seed);
+            let ran = run(seed);
             if seed % TWICE_EVERY == 0 {
-                assert_eq!(run(seed), (events, hash), "a seed replays exactly");
+                assert_eq!(run(seed), ran, "a seed replays exactly");
             }
-            events
+            ran
         }));
         match outcome {
-            Ok(happened) => events += happened,
+            Ok((more, _, tally)) => {
+                events += more;
+                tally.into_iter().for_each(|(what, count)| *happened.entry(what).or_default() += count);
+            }
             Err(_) => {
                 violations += 1;
                 println!("violation: rerun with KVD_SIM_SEED={seed}");
@@ -65,6 +69,7 @@ fn worlds_hold_to_the_rules() {
     }
     let seconds = started.elapsed().as_secs_f64();
     let report = serde_json::json!({ "seeds": done, "events": events, "violations": violations, "seconds": seconds });
+    println!("happened: {}", serde_json::json!(happened));
     println!("{report}");
     assert_eq!(violations, 0, "rerun the seeds named above");
 }

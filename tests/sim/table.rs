@@ -10,8 +10,8 @@ use std::sync::Arc;
 use kvd_nixl::sys::{Memory, MemoryExtent, Region};
 use kvd_tiers::ladder::SlotTable;
 use kvd_tiers::{
-    ClientSlot, FencedSlot, RestoredPlace, RestoredRecord, RestoredSegment, SEGMENT_BYTES, SegmentId, SlotEntry, SlotId,
-    SlotState, TenantId,
+    ClientSlot, FencedSlot, RestoredPlace, RestoredRecord, RestoredSegment, SEGMENT_BYTES, SegmentId, SlotEntry,
+    SlotId, SlotState, TenantId,
 };
 
 use crate::blocks::extent;
@@ -207,7 +207,8 @@ impl SlotTable for Table {
         let mut arena = self.0.borrow_mut();
         let before = arena.segments.remove(&segment);
         let used = |words: &&Words| words.entry.is_some() || words.pins != 0;
-        let in_use = before.as_ref().and_then(|before| before.slots.iter().find(used)).map(|words| format!("{words:?}"));
+        let in_use =
+            before.as_ref().and_then(|before| before.slots.iter().find(used)).map(|words| format!("{words:?}"));
         arena.undo.push(Undo::Segment(segment, before));
         let slots = vec![Words::default(); (SEGMENT_BYTES / slot_bytes) as usize];
         arena.segments.insert(segment, Segment { tenant, slot_bytes, slots });

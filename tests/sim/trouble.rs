@@ -107,6 +107,7 @@ impl World {
     }
 
     pub(crate) fn end_process(&mut self, at: usize) {
+        self.count("deaths");
         self.say(|| format!("{:?} dies", self.processes[at].client));
         let process = &mut self.processes[at];
         process.alive = false;
@@ -128,6 +129,8 @@ impl World {
         }
         self.note(0xDEAD);
         self.say(|| "SIGKILL".into());
+        self.count("kills");
+        self.count_life();
         for disk in &self.disks {
             disk.sim.kill();
         }
@@ -135,13 +138,15 @@ impl World {
         self.loads.clear();
         self.burials.clear();
         self.oracle.killed(self.disks.iter().any(|disk| disk.tainted));
-        self.restart_at = self.now + self.random.micros(0..20_000);
+        self.restart_at = self.now + self.random.micros(0..3_000);
     }
 
     /// Everything dies; what was not durable is lost, the arena is.
     pub(crate) fn lose_power(&mut self) {
         self.note(0xDA12);
         self.say(|| "power loss".into());
+        self.count("power_losses");
+        self.count_life();
         let mut disks = std::mem::take(&mut self.disks);
         for disk in &mut disks {
             let before = disk.sim.clone();

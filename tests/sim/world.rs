@@ -47,9 +47,14 @@ pub(crate) struct World {
     /// The next call into the ladder is the daemon's last.
     pub(crate) doomed: bool,
     pub(crate) events: u64,
+    /// What happened, for the report: a rule that nothing tries proves nothing.
+    pub(crate) tally: Tally,
     hash: u64,
     trace: bool,
 }
+
+/// Counts by name.
+pub(crate) type Tally = BTreeMap<&'static str, u64>;
 
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
@@ -75,6 +80,7 @@ impl World {
             scratch: Scratch::default(),
             doomed: false,
             events: 0,
+            tally: Tally::new(),
             hash: 0xcbf2_9ce4_8422_2325,
             trace: std::env::var_os("KVD_SIM_TRACE").is_some(),
         }
@@ -114,8 +120,8 @@ impl World {
             }
             960..970 if self.make.operators => self.operate(),
             970..985 => self.trouble(),
-            985..990 => self.die(),
-            990..991 if self.make.power_losses => self.lose_power(),
+            985..987 => self.die(),
+            987..988 if self.make.power_losses => self.lose_power(),
             _ => {}
         }
         if self.random.per_mille(self.make.kills) {
@@ -221,7 +227,7 @@ impl World {
     /// The daemon's other threads, and what they tell the core.
     pub(crate) fn turn(&mut self) {
         if self.daemon.is_none() {
-            if self.now >= self.restart_at {
+            if self.now >= self.restart_at || self.random.percent(5) {
                 self.start();
             }
             return;
@@ -309,6 +315,37 @@ impl World {
         }
     }
 
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.tally.entry(what).or_default() += 1;
+    }
+
+    /// Takes over what the ladder has counted, at the end of its life.
+    pub(crate) fn count_life(&mut self) {
+        let Some(daemon) = &self.daemon else { return };
+        let counted = *daemon.ladder.counters();
+        let lived = [
+            ("committed", counted.committed),
+            ("dram_hits", counted.dram_hits),
+            ("nvme_hits", counted.nvme_hits),
+            ("spilled", counted.spilled),
+            ("fetched", counted.fetched),
+            ("dram_evictions", counted.dram_evictions),
+            ("nvme_evictions", counted.nvme_evictions),
+            ("corrupt_dram", counted.corrupt_dram),
+            ("corrupt_nvme", counted.corrupt_nvme),
+            ("device_failures", counted.device_failures),
+            ("cuts", counted.cuts),
+            ("orphans_expired", counted.orphans_expired),
+            ("leases_expired", counted.leases_expired),
+            ("segments_drained", counted.segments_drained),
+            ("zones_drained", counted.zones_drained),
+            ("restored", counted.restored),
+        ];
+        for (what, count) in lived {
+            *self.tally.entry(what).or_default() += count;
+        }
+    }
+
     fn state(&self) -> String {
         self.daemon.as_ref().map_or_else(String::new, |daemon| {
             format!("{:?} {:?} {:?}", self.make.ladder, daemon.ladder.stats(), daemon.flights)
@@ -317,7 +354,8 @@ impl World {
 
     /// Every load is answered by its deadline.
     fn late_loads(&self) {
-        let idle = self.daemon.as_ref().is_none_or(|daemon| daemon.ladder.poll_timeout().is_none_or(|due| due > self.now));
+        let idle =
+            self.daemon.as_ref().is_none_or(|daemon| daemon.ladder.poll_timeout().is_none_or(|due| due > self.now));
         for (request, load) in self.loads.iter().filter(|_| idle) {
             assert!(load.deadline > self.now, "{request:?} was due at {:?}, it is {:?}", load.deadline, self.now);
         }
@@ -354,7 +392,8 @@ impl World {
         for disk in &self.disks {
             disk.advance(self.now);
         }
-        self.restart_at = self.now + self.random.micros(0..5_000);
+        self.restart_at = self.now + self.random.micros(0..1_000);
+        self.count(if dies { "starts_killed" } else { "starts" });
         if dies {
             self.table.rewind(&mut self.random);
             self.disks.iter().for_each(|disk| disk.sim.kill());

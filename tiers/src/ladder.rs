@@ -43,6 +43,7 @@ mod nodes;
 mod nvme_space;
 mod offer;
 mod operator;
+mod order;
 mod pins;
 mod port;
 mod recovery;

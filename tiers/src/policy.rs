@@ -1,18 +1,30 @@
 //! Which block falls first, and whether a newcomer is worth a victim.
 //!
 //! A policy sees accesses and gives ranks; the ladder does the rest. Only tier-leaves fall (blocks without a child in that
-//! tier), lowest rank first. A chain is touched at its deepest matched block only: when a leaf falls, its parent takes
-//! `max(own, child's)` rank, so a prefix never looks older than what was built on it.
+//! tier). They wait in queues that the policy names; in each the lowest rank is first, and among the firsts the policy chooses.
+//! A match touches its deepest block and a few above it; when a leaf falls, its parent inherits from it, so that a prefix
+//! never looks older than what was built on it.
 
+mod adaptive;
 mod lru;
 
 use kvd_proto::{BlockKey, Time};
 
+pub use adaptive::Adaptive;
 pub use lru::Lru;
 
 /// How much a block is worth keeping: the lowest rank falls first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Rank(pub u64);
+
+/// How many ancestors of the deepest matched block are told: enough to learn from, few enough for a match of microseconds.
+pub const ABOVE_MAX: u32 = 32;
+
+/// How many blocks may be given a later place by [`Policy::reconsider`] in search of one victim.
+pub const RECONSIDERED_MAX: u32 = 8;
+
+/// Queues that a policy may sort the evictable blocks of a space into.
+pub const QUEUES_MAX: usize = 256;
 
 /// What happened to a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +33,10 @@ pub enum AccessKind {
     Hit,
     /// A block was offered that is not resident: the candidate for admission. Offers arrive in chain order.
     Offer,
+    /// A block right above the deepest one of a match, from there upwards: at most [`ABOVE_MAX`] of them are told.
+    Above,
+    /// A block was offered behind one that was not admitted, and is not stored: only to be remembered.
+    Refused,
     /// A block was brought from NVMe into DRAM by a load or a prefetch.
     Fetch,
 }
@@ -62,6 +78,28 @@ pub trait Policy {
     /// full; `access` is the offer, or the block to be spilled. `false` leaves everything as it is and ends the offer here.
     fn admit(&mut self, space: Space, candidate: Rank, victim: Rank, access: &Access) -> bool;
 
+    /// The block with the lowest rank in the arena is about to fall. The same rank lets it; a higher one gives it that place
+    /// instead, and the next lowest is asked about, up to [`RECONSIDERED_MAX`] times per victim; then the lowest falls.
+    fn reconsider(&mut self, rank: Rank) -> Rank {
+        rank
+    }
+
+    /// The queue, below [`QUEUES_MAX`], in which a block of this rank waits to fall; within it the lowest rank is first.
+    fn queue(&self, _rank: Rank) -> usize {
+        0
+    }
+
+    /// Which of these falls, as an index: the lowest ranks of all queues that are not empty.
+    fn choose(&mut self, firsts: &[Rank]) -> usize {
+        let lowest = firsts.iter().enumerate().min_by_key(|(_, rank)| **rank);
+        lowest.map_or(0, |(index, _)| index)
+    }
+
+    /// The rank of a block after its child of rank `child` fell: its own, but no older than what was built on it.
+    fn inherit(&self, own: Rank, child: Rank) -> Rank {
+        own.max(child)
+    }
+
     /// A block left `space`. `gone` says that no copy is left anywhere.
     fn evicted(&mut self, space: Space, key: &BlockKey, rank: Rank, gone: bool);
 }
@@ -73,6 +111,18 @@ impl<P: Policy + ?Sized> Policy for Box<P> {
 
     fn admit(&mut self, space: Space, candidate: Rank, victim: Rank, access: &Access) -> bool {
         (**self).admit(space, candidate, victim, access)
+    }
+
+    fn queue(&self, rank: Rank) -> usize {
+        (**self).queue(rank)
+    }
+
+    fn choose(&mut self, firsts: &[Rank]) -> usize {
+        (**self).choose(firsts)
+    }
+
+    fn inherit(&self, own: Rank, child: Rank) -> Rank {
+        (**self).inherit(own, child)
     }
 
     fn evicted(&mut self, space: Space, key: &BlockKey, rank: Rank, gone: bool) {

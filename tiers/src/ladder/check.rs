@@ -200,11 +200,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 assert!(self.may_fall_from_nvme(*id), "{id:?} may fall from its device");
             }
         }
-        let orders = self.dram.classes().map(|class| &class.heap).chain(self.nvme.classes().map(|class| &class.heap));
+        let orders = self.dram.classes().map(|class| &class.order).chain(self.nvme.classes().map(|class| &class.order));
         let mut placed = 0;
-        for heap in orders {
-            heap.check(&self.nodes);
-            placed += heap.len();
+        for order in orders {
+            order.check(&self.nodes, |id| self.queue_of(id));
+            placed += order.len();
         }
         let known = ids.iter().map(|id| {
             let places = [Space::Dram, Space::Nvme].map(|space| usize::from(self.nodes[*id].place(space) != NOWHERE));

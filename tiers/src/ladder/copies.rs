@@ -2,14 +2,17 @@
 
 use kvd_proto::MissReason;
 
+use super::dram_space::DramSpace;
 use super::extents::Use;
 use super::guards::{FillingSlot, SealedSlot, Vacant};
-use super::nodes::{NO_OWNER, NOWHERE, NodeId, flag};
+use super::nodes::{NO_OWNER, NOWHERE, NodeId, Nodes, flag};
+use super::nvme_space::NvmeSpace;
+use super::order::Order;
 use super::pins::Holder;
 use super::port::SlotTable;
 use super::state::Ladder;
 use crate::ids::{NvmeSlot, SlotEntry, SlotId, SlotState};
-use crate::policy::{Policy, Space};
+use crate::policy::{Policy, QUEUES_MAX, Rank, Space};
 
 impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// What a table says about this record.
@@ -146,8 +149,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// Takes the copy in the arena away. Its slot is free at once, or when the last holder lets go.
     pub(super) fn unpublish_dram(&mut self, id: NodeId) {
         let slot = self.dram_slot(id).expect("a published copy has a slot");
-        let class = self.dram.class_of(slot);
-        self.dram.class_mut(class).heap.remove(&mut self.nodes, id);
+        self.unqueue(id, Space::Dram);
         let generation = self.next_generation();
         self.table.vacate(slot, generation);
         let node = &mut self.nodes[id];
@@ -188,8 +190,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// Takes the copy on a device away. Its slot is free when its entry is gone from the device's table.
     pub(super) fn unpublish_nvme(&mut self, id: NodeId) {
         let slot = self.nvme_slot(id).expect("a published copy has a slot");
-        let class = self.nvme.class_of(slot);
-        self.nvme.class_mut(class).heap.remove(&mut self.nodes, id);
+        self.unqueue(id, Space::Nvme);
         let node = &mut self.nodes[id];
         debug_assert!(node.has(flag::NVME_READY));
         if node.below() {
@@ -240,32 +241,47 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// A child left a tier: its parent is worth at least as much as what was built on it.
     fn inherit(&mut self, parent: NodeId, rank: u64) {
-        if self.nodes[parent].rank < rank {
-            self.set_rank(parent, rank);
+        let own = self.nodes[parent].rank();
+        let inherited = self.policy.inherit(own, Rank(rank));
+        if inherited != own {
+            self.set_rank(parent, inherited.0);
         }
         self.refresh(parent);
     }
 
     pub(super) fn set_rank(&mut self, id: NodeId, rank: u64) {
+        let placed = [Space::Dram, Space::Nvme].map(|space| self.nodes[id].place(space) != NOWHERE);
+        let stays = self.policy.queue(self.nodes[id].rank()) == self.policy.queue(Rank(rank));
+        for (space, placed) in [Space::Dram, Space::Nvme].into_iter().zip(placed) {
+            if placed && !stays {
+                self.unqueue(id, space);
+            }
+        }
         self.nodes[id].rank = rank;
-        for space in [Space::Dram, Space::Nvme] {
-            if self.nodes[id].place(space) != NOWHERE {
-                self.queue_for_eviction(id, space);
+        for (space, placed) in [Space::Dram, Space::Nvme].into_iter().zip(placed) {
+            if placed {
+                self.enqueue(id, space);
             }
         }
     }
 
-    fn queue_for_eviction(&mut self, id: NodeId, space: Space) {
-        match space {
-            Space::Dram => {
-                let slot = self.dram_slot(id).expect("a candidate has a copy");
-                self.dram.class_mut(self.dram.class_of(slot)).heap.put(&mut self.nodes, id);
-            }
-            Space::Nvme => {
-                let slot = self.nvme_slot(id).expect("a candidate has a copy");
-                self.nvme.class_mut(self.nvme.class_of(slot)).heap.put(&mut self.nodes, id);
-            }
-        }
+    /// Where the policy lets a block of this rank wait to fall.
+    pub(super) fn queue_of(&self, id: NodeId) -> usize {
+        self.policy.queue(self.nodes[id].rank()).min(QUEUES_MAX - 1)
+    }
+
+    /// Puts a node in the order of its class in this space, or moves it there to its place.
+    pub(super) fn enqueue(&mut self, id: NodeId, space: Space) {
+        let queue = self.queue_of(id);
+        let Self { nodes, dram, nvme, .. } = self;
+        order_of(id, space, nodes, dram, nvme).put(nodes, queue, id);
+    }
+
+    /// Takes a node out of the order of its class in this space, if it stands there.
+    pub(super) fn unqueue(&mut self, id: NodeId, space: Space) {
+        let queue = self.queue_of(id);
+        let Self { nodes, dram, nvme, .. } = self;
+        order_of(id, space, nodes, dram, nvme).remove(nodes, queue, id);
     }
 
     /// Whether the copy in the arena may fall as far as the chain is concerned; holds and pins are looked at when its turn comes.
@@ -273,8 +289,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let node = &self.nodes[id];
         node.has(flag::DRAM_READY)
             && !node.has(flag::PINNED)
-            && node.dram_children == 0
-            && (node.has(flag::NVME_READY) || node.leaf())
+            && (cfg!(kvd_bug = "inner_block_falls")
+                || node.dram_children == 0 && (node.has(flag::NVME_READY) || node.leaf()))
     }
 
     /// The same for the copy on a device.
@@ -291,17 +307,38 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         if self.work.restoring {
             return;
         }
-        let placed = self.nodes[id].place(Space::Dram) != NOWHERE;
-        if self.may_fall_from_dram(id) != placed {
-            let class = self.dram.class_of(self.dram_slot(id).expect("a copy, or a place in the order of its class"));
-            let heap = &mut self.dram.class_mut(class).heap;
-            if placed { heap.remove(&mut self.nodes, id) } else { heap.put(&mut self.nodes, id) }
+        for space in [Space::Dram, Space::Nvme] {
+            let placed = self.nodes[id].place(space) != NOWHERE;
+            let may_fall = match space {
+                Space::Dram => self.may_fall_from_dram(id),
+                Space::Nvme => self.may_fall_from_nvme(id),
+            };
+            match (placed, may_fall) {
+                (false, true) => self.enqueue(id, space),
+                (true, false) => self.unqueue(id, space),
+                (true, true) | (false, false) => {}
+            }
         }
-        let placed = self.nodes[id].place(Space::Nvme) != NOWHERE;
-        if self.may_fall_from_nvme(id) != placed {
-            let class = self.nvme.class_of(self.nvme_slot(id).expect("a copy, or a place in the order of its class"));
-            let heap = &mut self.nvme.class_mut(class).heap;
-            if placed { heap.remove(&mut self.nodes, id) } else { heap.put(&mut self.nodes, id) }
+    }
+}
+
+/// The order of the class in which the node's copy in this space lies.
+fn order_of<'a>(
+    id: NodeId,
+    space: Space,
+    nodes: &Nodes,
+    dram: &'a mut DramSpace,
+    nvme: &'a mut NvmeSpace,
+) -> &'a mut Order {
+    let node = &nodes[id];
+    match space {
+        Space::Dram => {
+            let class = dram.class_of(SlotId::from_raw(node.dram));
+            &mut dram.class_mut(class).order
+        }
+        Space::Nvme => {
+            let class = nvme.class_of(NvmeSlot::from_raw(crate::DeviceId(node.device), node.nvme));
+            &mut nvme.class_mut(class).order
         }
     }
 }

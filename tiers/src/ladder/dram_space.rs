@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::extents::{Extent, Use};
 use super::guards::Vacant;
-use super::heap::Heap;
 use super::nodes::NodeId;
+use super::order::Order;
 use super::port::SlotTable;
 use crate::ids::{SegmentId, SlotId, TenantId};
 use crate::policy::Space;
@@ -25,7 +25,7 @@ pub(super) struct DramClass {
     /// Its segments with a free slot.
     open: BTreeSet<u32>,
     /// Its blocks that may fall.
-    pub(super) heap: Heap,
+    pub(super) order: Order,
 }
 
 pub(super) struct DramSpace {
@@ -61,7 +61,7 @@ impl DramSpace {
         if self.classes.len() >= usize::from(self.classes_max) {
             return None;
         }
-        self.classes.push(DramClass { tenant, slot_bytes, open: BTreeSet::new(), heap: Heap::new(Space::Dram) });
+        self.classes.push(DramClass { tenant, slot_bytes, open: BTreeSet::new(), order: Order::new(Space::Dram) });
         Some(self.classes.len() as u16 - 1)
     }
 
@@ -244,7 +244,7 @@ impl DramSpace {
 
     pub(super) fn memory_bytes(&self) -> usize {
         self.segments.iter().map(|s| size_of::<Segment>() + s.extent.memory_bytes()).sum::<usize>()
-            + self.classes.iter().map(|c| size_of::<DramClass>() + c.heap.memory_bytes()).sum::<usize>()
+            + self.classes.iter().map(|c| size_of::<DramClass>() + c.order.memory_bytes()).sum::<usize>()
     }
 
     pub(super) fn check(&self) {

@@ -3,8 +3,8 @@
 use kvd_proto::MissReason;
 
 use super::guards::Vacant;
-use super::heap::Heap;
 use super::nodes::{NO_OWNER, NodeId, flag};
+use super::order::Order;
 use super::port::SlotTable;
 use super::state::Ladder;
 use crate::policy::{Access, Policy, RECONSIDERED_MAX, Rank, Space};
@@ -29,7 +29,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             if let Some(vacant) = self.dram.take(class, &mut self.table) {
                 return Ok(vacant);
             }
-            self.drain_colder_class(class);
+            self.drain_colder_class(class, ask);
             let victim = self.dram_victim(class, ask.owner).ok_or(MissReason::Quota)?;
             if let Some((candidate, access)) = ask.admission
                 && !self.policy.admit(Space::Dram, candidate, self.nodes[victim].rank(), access)
@@ -48,12 +48,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let mut found = None;
         let mut reconsidered = 0;
         for _ in 0..PASSED_MAX {
-            let Some(id) = self.dram.class(class).heap.top() else { break };
+            let Some(id) = self.choose(Space::Dram, class) else { break };
             if self.nodes[id].holds > 0 || self.dram_slot(id).is_some_and(|slot| self.pins.held(slot)) {
                 // It comes back to the order when the last hold or pin goes.
-                self.dram.class_mut(class).heap.remove(&mut self.nodes, id);
+                self.unqueue(id, Space::Dram);
             } else if self.floor_keeps(id, owner) {
-                self.dram.class_mut(class).heap.remove(&mut self.nodes, id);
+                self.unqueue(id, Space::Dram);
                 spared.push(id);
             } else if reconsidered < RECONSIDERED_MAX && self.gets_later_place(id) {
                 reconsidered += 1;
@@ -63,7 +63,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             }
         }
         for id in spared {
-            self.dram.class_mut(class).heap.put(&mut self.nodes, id);
+            self.enqueue(id, Space::Dram);
         }
         found
     }
@@ -89,16 +89,35 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         instance.clients != 0 && instance.dram_bytes < self.config.floor_bytes + slot_bytes
     }
 
+    /// The first of the class that the policy would let fall.
+    fn choose(&mut self, space: Space, class: u16) -> Option<NodeId> {
+        let order = match space {
+            Space::Dram => &self.dram.class(class).order,
+            Space::Nvme => &self.nvme.class(class).order,
+        };
+        order.firsts(&self.nodes, &mut self.firsts.0, &mut self.firsts.1);
+        let (ids, ranks) = &self.firsts;
+        match ids.len() {
+            0 | 1 => ids.first().copied(),
+            _ => ids.get(self.policy.choose(ranks)).copied(),
+        }
+    }
+
     /// If another class holds a colder block than this one's coldest, one of its segments changes hands.
-    fn drain_colder_class(&mut self, class: u16) {
+    fn drain_colder_class(&mut self, class: u16, ask: &Ask<'_>) {
         if self.dram.draining().is_some() || self.work.segment_stuck {
             return;
         }
-        let coldest = |heap: &Heap| heap.top().map(|id| (self.nodes[id].order(), id));
-        let own = coldest(&self.dram.class(class).heap);
-        let other = self.dram.classes().filter_map(|other| coldest(&other.heap)).min();
+        let coldest = |order: &Order| order.coldest(&self.nodes).map(|id| (self.nodes[id].order(), id));
+        let own = coldest(&self.dram.class(class).order);
+        let other = self.dram.classes().filter_map(|other| coldest(&other.order)).min();
         let Some((order, id)) = other else { return };
         if own.is_some_and(|(own, _)| own <= order) {
+            return;
+        }
+        if let Some((candidate, access)) = ask.admission
+            && !self.policy.admit(Space::Dram, candidate, self.nodes[id].rank(), access)
+        {
             return;
         }
         let slot = self.dram_slot(id).expect("what may fall has a copy");
@@ -134,12 +153,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// The block of the class on a device that falls next. Slots of a zone that is drained already count as well.
     pub(super) fn nvme_victim(&mut self, class: u16) -> Option<NodeId> {
         for _ in 0..PASSED_MAX {
-            let id = self.nvme.class(class).heap.top()?;
+            let id = self.choose(Space::Nvme, class)?;
             let slot = self.nvme_slot(id).expect("what may fall has a copy");
             let stuck = !self.nvme.device(slot.device()).breaker.writable();
             if self.nodes[id].holds > 0 || self.nvme.reading(slot) || stuck {
                 // It comes back with the last hold, or when its chain next changes.
-                self.nvme.class_mut(class).heap.remove(&mut self.nodes, id);
+                self.unqueue(id, Space::Nvme);
                 continue;
             }
             return Some(id);

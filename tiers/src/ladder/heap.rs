@@ -1,4 +1,4 @@
-//! Eviction order of one class of slots: a four-way heap of nodes, lowest order first.
+//! One queue of an order of eviction: a four-way heap of nodes, lowest order first.
 //!
 //! Each node knows its place, so that a touched or vanished node is moved in logarithmic time.
 
@@ -73,6 +73,10 @@ impl Heap {
     fn set(&mut self, nodes: &mut Nodes, place: usize, id: NodeId) {
         self.items[place] = id;
         nodes[id].set_place(self.space, place as u32);
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = NodeId> {
+        self.items.iter().copied()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -158,7 +158,12 @@ impl Leases {
             if lease.touched <= before && !busy {
                 return Some(id);
             }
-            let again = if busy { now } else { lease.touched.max(when) };
+            let soon = Time::from_nanos(before.as_nanos() + 1);
+            let again = match busy {
+                true if cfg!(kvd_bug = "idle_spin") => soon,
+                true => now,
+                false => lease.touched.max(when),
+            };
             self.idle.push_back((again, id));
         }
         None

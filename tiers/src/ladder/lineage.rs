@@ -135,7 +135,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// `id` has no copy left but children: they must go.
     pub(super) fn push_cut(&mut self, id: NodeId) {
-        if self.nodes[id].has(flag::CUT) {
+        if self.nodes[id].has(flag::CUT) || cfg!(kvd_bug = "subtree_kept") {
             return;
         }
         let next = self.cuts;

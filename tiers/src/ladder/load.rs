@@ -219,8 +219,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// Grants a block that lies in the arena and came from `tier`.
     fn land(&mut self, id: NodeId, client: ClientSlot, lease: LeaseId, tier: Tier) -> Landed {
         let slot = self.dram_slot(id).expect("a published copy has a slot");
-        self.pin_slot(slot, Holder::Client(client));
-        self.leases.get_mut(lease).expect("a load has its lease").pins.push((slot, client));
+        if !cfg!(kvd_bug = "landed_unpinned") {
+            self.pin_slot(slot, Holder::Client(client));
+            self.leases.get_mut(lease).expect("a load has its lease").pins.push((slot, client));
+        }
         match tier {
             Tier::Nvme => self.counters.nvme_hits += 1,
             Tier::Hbm | Tier::Dram | Tier::Object | Tier::Peer => self.counters.dram_hits += 1,
@@ -456,6 +458,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// Ends loads whose deadline has come, at most `steps`.
     pub(super) fn expire_loads(&mut self, now: Time, steps: u32) {
+        let steps = if cfg!(kvd_bug = "deadline_ignored") { 0 } else { steps };
         for _ in 0..steps {
             match self.loads.deadlines.first() {
                 Some((deadline, serial)) if *deadline <= now => self.end_load(*serial, Some(MissReason::Timeout)),

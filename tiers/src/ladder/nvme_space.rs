@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::breaker::Breaker;
 use super::extents::{Extent, Use};
 use super::gate::Edge;
-use super::heap::Heap;
 use super::nodes::NodeId;
+use super::order::Order;
 use crate::ids::{DeviceId, NvmeSlot, ZoneId};
 use crate::policy::Space;
 
@@ -40,7 +40,7 @@ pub(super) struct Device {
 /// Slots of one size on all devices.
 pub(super) struct NvmeClass {
     pub(super) slot_bytes: u32,
-    pub(super) heap: Heap,
+    pub(super) order: Order,
 }
 
 pub(super) struct NvmeSpace {
@@ -159,7 +159,7 @@ impl NvmeSpace {
         if self.classes.len() >= usize::from(self.classes_max) {
             return None;
         }
-        self.classes.push(NvmeClass { slot_bytes, heap: Heap::new(Space::Nvme) });
+        self.classes.push(NvmeClass { slot_bytes, order: Order::new(Space::Nvme) });
         Some(self.classes.len() as u16 - 1)
     }
 
@@ -350,7 +350,7 @@ impl NvmeSpace {
 
     pub(super) fn memory_bytes(&self) -> usize {
         self.devices.iter().map(Device::memory_bytes).sum::<usize>()
-            + self.classes.iter().map(|class| class.heap.memory_bytes()).sum::<usize>()
+            + self.classes.iter().map(|class| class.order.memory_bytes()).sum::<usize>()
     }
 
     pub(super) fn check(&self) {

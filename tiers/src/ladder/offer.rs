@@ -150,7 +150,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 self.counters.present += 1;
                 return Ok((Granted::without_slot(GrantedStatus::Present, None), id));
             }
-            if node.any(flag::FILLING | flag::FETCHING) {
+            if node.any(flag::FILLING | flag::FETCHING) && !cfg!(kvd_bug = "filled_twice") {
                 self.counters.in_flight += 1;
                 return Ok((Granted::without_slot(GrantedStatus::InFlight, None), id));
             }
@@ -182,6 +182,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let filling = self.fill_slot(id, vacant, flag::FILLING, bid.owner);
         self.pin_slot(slot, Holder::Client(bid.client));
         self.instances.get_mut(bid.owner).lease_bytes += u64::from(slot_bytes);
+        if cfg!(kvd_bug = "publish_before_commit") {
+            self.mark_dram(id);
+        }
         self.counters.granted += 1;
         let index = grants.len() as u32;
         let parent_key = tip.node.get().map(|parent| self.nodes[parent].key);
@@ -255,7 +258,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         Some(Filling {
             slot,
             slot_bytes: lease.slot_bytes,
-            entry: SlotEntry { parent_key: grant.parent_key, ..self.entry(grant.node, SlotState::Filling) },
+            entry: match cfg!(kvd_bug = "loose_parent") {
+                true => self.entry(grant.node, SlotState::Filling),
+                false => SlotEntry { parent_key: grant.parent_key, ..self.entry(grant.node, SlotState::Filling) },
+            },
             hash: grant.hash,
             parent_hash: grant.parent_hash,
         })

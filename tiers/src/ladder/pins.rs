@@ -50,6 +50,9 @@ impl Pins {
     }
 
     pub(super) fn held(&self, slot: SlotId) -> bool {
+        if cfg!(kvd_bug = "pinned_reused") {
+            return false;
+        }
         self.counts.range((slot, LOWEST)..=(slot, Holder::Move)).next().is_some()
     }
 

@@ -34,7 +34,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// The client holds nothing of an earlier epoch any more: the slots that were fenced for it are free to be reused.
     pub fn rejoined(&mut self, client: ClientSlot, now: Time) {
-        self.work.unfence(client);
+        if !cfg!(kvd_bug = "fence_kept") {
+            self.work.unfence(client);
+        }
         self.work_some(now);
     }
 
@@ -42,7 +44,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// for clients of an earlier epoch that never came back.
     pub fn client_died(&mut self, client: ClientSlot, now: Time) {
         self.instances.leave(client);
-        self.work.reap(client);
+        if !cfg!(kvd_bug = "dead_client_kept") {
+            self.work.reap(client);
+        }
         self.work.unfence(client);
         self.work_some(now);
     }

@@ -161,7 +161,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// If another class holds a colder block than this one's coldest, one of its zones changes hands.
     fn drain_colder_zone(&mut self, class: u16) {
-        let coldest = |class: &NvmeClass| class.heap.top().map(|id| (self.nodes[id].order(), id));
+        let coldest = |class: &NvmeClass| class.order.coldest(&self.nodes).map(|id| (self.nodes[id].order(), id));
         let own = coldest(self.nvme.class(class));
         let Some((order, id)) = self.nvme.classes().filter_map(coldest).min() else { return };
         if own.is_some_and(|(own, _)| own <= order) || !self.work.zone_may_change {
@@ -186,6 +186,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 let Some(slot) = found.next_vacate() else { break };
                 found.vacating += 1;
                 let slot = NvmeSlot::from_raw(device, slot);
+                if cfg!(kvd_bug = "vacate_skipped") {
+                    self.nvme.device_mut(device).vacating -= 1;
+                    self.nvme.release(slot);
+                    continue;
+                }
                 let move_id = self.start(Flight::Vacate { slot });
                 self.moves.push_back(Move::Vacate { id: move_id, slot });
             }

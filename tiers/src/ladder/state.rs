@@ -20,7 +20,7 @@ use super::port::SlotTable;
 use super::stats::Counters;
 use super::work::Work;
 use crate::ids::{DeviceId, MoveId, NvmeSlot, SlotId, ZoneId};
-use crate::policy::Policy;
+use crate::policy::{Policy, Rank};
 
 /// What a move in flight holds.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ pub struct Ladder<T: SlotTable, P: Policy> {
     pub(super) orphans: VecDeque<(Time, NodeId, u32)>,
     /// Top of the stack of blocks whose descendants must go; linked through the nodes.
     pub(super) cuts: NodeId,
+    /// The first of each queue of an order, and their ranks; used within one call only.
+    pub(super) firsts: (Vec<NodeId>, Vec<Rank>),
     /// Nodes to attach; empty between calls.
     pub(super) attaching: Vec<NodeId>,
     /// Reads of the NVMe slots of these nodes wait for a slot of the arena or of the device.
@@ -97,6 +99,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             spills: VecDeque::new(),
             orphans: VecDeque::new(),
             cuts: NodeId::NONE,
+            firsts: (Vec::new(), Vec::new()),
             attaching: Vec::new(),
             hungry: BTreeSet::new(),
             config,

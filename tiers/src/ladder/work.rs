@@ -307,6 +307,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             let number = self.work.purge_cursor;
             self.work.purge_cursor += 1;
             let Some(id) = self.nodes.live(number).filter(|id| self.purges(purge, *id)) else { continue };
+            if cfg!(kvd_bug = "purge_misses_one") && number % 5 == 4 {
+                continue;
+            }
             steps -= 1;
             if self.nodes[id].has(flag::FILLING) {
                 self.nodes[id].set(flag::LOOSE);
@@ -327,7 +330,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 self.work.dram_pass = DrainPass { cursor: 0, pass: pass + 1 };
                 if pass + 1 >= DRAIN_PASSES {
                     self.dram.stop_draining();
-                    self.work.segment_stuck = true;
+                    self.work.segment_stuck = !cfg!(kvd_bug = "segment_retried");
                 }
                 continue;
             }

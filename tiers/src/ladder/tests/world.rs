@@ -13,7 +13,7 @@ use crate::ids::{
 use crate::ladder::{
     DeviceFault, Ladder, LadderConfig, LoadState, Matched, Move, Offer, Outcome, SlotTable, VerifyPlace, ViewSpec,
 };
-use crate::policy::Lru;
+use crate::policy::{Adaptive, Lru, Policy};
 
 /// What lies in a slot: which sealing of which block. `None` in its place: garbage.
 pub(super) type Bytes = (BlockKey, u32, u64);
@@ -128,7 +128,8 @@ pub(super) fn chain(salt: u32, count: u32) -> Vec<BlockHash> {
 }
 
 pub(super) struct World {
-    pub(super) ladder: Ladder<Arena, Lru>,
+    pub(super) ladder: Ladder<Arena, Box<dyn Policy>>,
+    adaptive: bool,
     pub(super) disks: Vec<Disk>,
     pub(super) moves: BTreeMap<MoveId, Move>,
     pub(super) replies: Vec<(RequestId, Landed)>,
@@ -146,9 +147,18 @@ pub(super) fn instance(number: u8) -> InstanceId {
 
 impl World {
     pub(super) fn new(config: LadderConfig) -> Self {
+        Self::with_policy(config, false)
+    }
+
+    fn policy(adaptive: bool) -> Box<dyn Policy> {
+        if adaptive { Box::new(Adaptive::new(16)) } else { Box::new(Lru::default()) }
+    }
+
+    pub(super) fn with_policy(config: LadderConfig, adaptive: bool) -> Self {
         let disks = config.devices.iter().map(|_| Disk::default()).collect();
         Self {
-            ladder: Ladder::new(config, Arena::default(), Lru::default()),
+            ladder: Ladder::new(config, Arena::default(), Self::policy(adaptive)),
+            adaptive,
             disks,
             moves: BTreeMap::new(),
             replies: Vec::new(),
@@ -390,7 +400,7 @@ impl World {
         let generations = arena.generations.clone();
         let entries = arena.entries.clone();
         let pins = arena.pins.clone();
-        self.ladder = Ladder::new(config, arena, Lru::default());
+        self.ladder = Ladder::new(config, arena, Self::policy(self.adaptive));
         for (segment, (tenant, slot_bytes)) in segments {
             let generation_max = generations.get(&segment).copied().unwrap_or(0);
             self.ladder.restore_segment(RestoredSegment { segment, tenant, slot_bytes, generation_max });

@@ -1,0 +1,85 @@
+//! The order in which the blocks of one class of slots fall: a heap per queue of the policy.
+
+use super::heap::Heap;
+use super::nodes::{NOWHERE, NodeId, Nodes};
+use crate::policy::{QUEUES_MAX, Rank, Space};
+
+const WORDS: usize = QUEUES_MAX / 64;
+const _: () = assert!(QUEUES_MAX.is_multiple_of(64));
+
+pub(super) struct Order {
+    space: Space,
+    /// Made when first used.
+    queues: Vec<Heap>,
+    /// Queues that are not empty, one bit each.
+    filled: [u64; WORDS],
+}
+
+impl Order {
+    pub(super) const fn new(space: Space) -> Self {
+        Self { space, queues: Vec::new(), filled: [0; WORDS] }
+    }
+
+    /// Adds a node to the queue of its rank, or gives it the place there that its rank now deserves.
+    pub(super) fn put(&mut self, nodes: &mut Nodes, queue: usize, id: NodeId) {
+        while self.queues.len() <= queue {
+            self.queues.push(Heap::new(self.space));
+        }
+        self.queues[queue].put(nodes, id);
+        self.filled[queue / 64] |= 1 << (queue % 64);
+    }
+
+    /// Takes a node out of the queue of its rank, if it stands there.
+    pub(super) fn remove(&mut self, nodes: &mut Nodes, queue: usize, id: NodeId) {
+        if nodes[id].place(self.space) == NOWHERE {
+            return;
+        }
+        let heap = &mut self.queues[queue];
+        heap.remove(nodes, id);
+        if heap.top().is_none() {
+            self.filled[queue / 64] &= !(1 << (queue % 64));
+        }
+    }
+
+    fn tops(&self) -> impl Iterator<Item = NodeId> {
+        let filled = self.filled.iter().enumerate().flat_map(|(word, bits)| {
+            std::iter::successors(Some(*bits), |bits| Some(bits & bits.wrapping_sub(1)))
+                .take_while(|bits| *bits != 0)
+                .map(move |bits| word * 64 + bits.trailing_zeros() as usize)
+        });
+        filled.filter_map(|queue| self.queues[queue].top())
+    }
+
+    /// The first of each queue, with its rank.
+    pub(super) fn firsts(&self, nodes: &Nodes, ids: &mut Vec<NodeId>, ranks: &mut Vec<Rank>) {
+        ids.clear();
+        ranks.clear();
+        for id in self.tops() {
+            ids.push(id);
+            ranks.push(nodes[id].rank());
+        }
+    }
+
+    /// The node with the lowest rank, whatever the policy would choose.
+    pub(super) fn coldest(&self, nodes: &Nodes) -> Option<NodeId> {
+        self.tops().min_by_key(|id| nodes[*id].order())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.queues.iter().map(Heap::len).sum()
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.queues.capacity() * size_of::<Heap>() + self.queues.iter().map(Heap::memory_bytes).sum::<usize>()
+    }
+
+    /// Each node stands in the queue that `queue_of` says, and all heaps are in order.
+    pub(super) fn check(&self, nodes: &Nodes, queue_of: impl Fn(NodeId) -> usize) {
+        for (queue, heap) in self.queues.iter().enumerate() {
+            let filled = self.filled[queue / 64] >> (queue % 64) & 1 == 1;
+            assert_eq!(filled, heap.len() > 0, "queue {queue} is marked as filled");
+            heap.check(nodes);
+            heap.iter().for_each(|id| assert_eq!(queue_of(id), queue, "queue of {id:?}"));
+        }
+    }
+}

@@ -1,1 +1,4 @@
 //! Benches.
+
+pub mod cache_sim;
+pub mod traces;

@@ -66,9 +66,9 @@ impl Counts {
     }
 
     fn learn(&mut self, prior: &[f32; STEPS]) {
-        for step in 0..STEPS {
+        for (step, prior) in prior.iter().enumerate() {
             let (used, unused) = (self.used[step], self.unused[step]);
-            self.chance[step] = (used + BORROWED * prior[step]) / (used + unused + BORROWED);
+            self.chance[step] = (used + BORROWED * prior) / (used + unused + BORROWED);
         }
     }
 }

@@ -19,7 +19,7 @@ pub struct BlockingOptions {
 }
 
 impl Default for BlockingOptions {
-    /// Eight threads keep a virtual disk busy at 256 KiB (measured: docs/decisions/0002); 64 operations may wait.
+    /// Eight threads reach fio from 256 KiB up on a virtual disk (docs/decisions/0002); 64 operations may wait.
     fn default() -> Self {
         Self { threads: 8, depth: 64 }
     }

@@ -14,6 +14,7 @@ use output::Output;
 
 pub mod act;
 pub mod admin;
+pub mod bench;
 pub mod configure;
 pub mod exit;
 pub mod fsck;
@@ -127,6 +128,9 @@ enum Command {
     /// Verify the NVMe files of a stopped daemon without writing to them; ends with 6 when one is damaged.
     #[command(after_help = "Examples:\n  kvd fsck\n  kvd fsck --set data_dir=/var/lib/kvd --json")]
     Fsck(fsck::FsckArgs),
+    /// Measure what this product promises on this machine.
+    #[command(subcommand, after_help = bench::EXAMPLES)]
+    Bench(bench::BenchCommand),
     /// Print the completions of a shell.
     #[command(
         after_help = "Examples:\n  kvd completions bash > /etc/bash_completion.d/kvd\n  kvd completions fish > ~/.config/fish/completions/kvd.fish"
@@ -181,6 +185,7 @@ fn run(command: Command, output: Output) -> Outcome {
         Command::Doctor(args) => selftest::run(&args, output),
         Command::Config(command) => configure::run(&command, output),
         Command::Fsck(args) => fsck::run(&args, output),
+        Command::Bench(command) => bench::run(&command, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kvd", &mut io::stdout());
             Ok(Exit::Ok)

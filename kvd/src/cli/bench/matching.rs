@@ -111,7 +111,7 @@ struct Fill {
 pub(super) fn run(args: &MatchArgs, output: Output) -> Outcome {
     let node = match args.socket {
         Some(_) => None,
-        None => Some(Node::start(options(args.records))?),
+        None => Some(Node::start(&options(args.records))?),
     };
     let socket = node.as_ref().map_or_else(|| args.socket.clone().unwrap_or_default(), Node::socket);
     let connection = node.as_ref().map_or_else(|| connection(&socket), Node::connection);
@@ -196,13 +196,8 @@ fn fill(view: &View, chains: &[Chain], output: Output) -> Result<u64, Failure> {
         let hashes: Vec<BlockHash> = (chain.forks_at..chain.blocks).map(|position| chain.hash(position)).collect();
         let sources = vec![source.clone(); hashes.len()];
         let parent = chain.forks_at.checked_sub(1).map(|position| chain.hash(position));
-        let store = StoreRequest {
-            parent,
-            first_position: chain.forks_at,
-            hashes: &hashes,
-            sources: &sources,
-            tokens: &[],
-        };
+        let store =
+            StoreRequest { parent, first_position: chain.forks_at, hashes: &hashes, sources: &sources, tokens: &[] };
         let stored = view.store(&store);
         if stored.refused > 0 {
             let reason = stored.reason.map_or("", |reason| reason.as_str());
@@ -313,7 +308,8 @@ fn compare(view: &View, chains: &[Chain], prefix: u32, random: &mut SmallRng) ->
         let mut hashes = chain.hashes(chain.blocks.min(prefix));
         let diverted = random.random_range(0..hashes.len());
         (diverted..hashes.len()).for_each(|at| hashes[at] = chain_hash(u64::MAX - 2, at as u32));
-        let steps = (1..=hashes.len()).take_while(|&count| view.match_prefix(&hashes[..count]).blocks() == count as u32);
+        let steps =
+            (1..=hashes.len()).take_while(|&count| view.match_prefix(&hashes[..count]).blocks() == count as u32);
         let walked = steps.count() as u32;
         expect(&hashes, walked);
     }
@@ -322,14 +318,18 @@ fn compare(view: &View, chains: &[Chain], prefix: u32, random: &mut SmallRng) ->
 
 fn text(report: &Report) -> String {
     let fill = &report.fill;
-    let memory = fill.daemon_bytes_per_record.map_or_else(|| "not measured".to_owned(), |bytes| format!("{bytes} bytes"));
+    let memory =
+        fill.daemon_bytes_per_record.map_or_else(|| "not measured".to_owned(), |bytes| format!("{bytes} bytes"));
     pairs(&[
         ("records", format!("{} in {} chains", report.records, report.chains)),
         ("match, lease included", format!("{} ({} blocks, busy)", report.match_us.text(), report.prefix_blocks)),
         ("  required", format!("{} us p50, {} us p99", report.required_us.p50, report.required_us.p99)),
         ("  limit", {
             let limit = &report.limit;
-            format!("{:.1} us to ask + {:.1} us of hashes; {:.2} of it reached", limit.one_block_us, limit.hashes_us, limit.ratio)
+            format!(
+                "{:.1} us to ask + {:.1} us of hashes; {:.2} of it reached",
+                limit.one_block_us, limit.hashes_us, limit.ratio
+            )
         }),
         ("  peer", format!("{} us, Mooncake batch_is_exist(1000)", report.peer.mooncake_batch_is_exist_1000_us)),
         ("match and release", report.match_and_release_us.text()),

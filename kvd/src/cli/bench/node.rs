@@ -35,15 +35,13 @@ pub(super) struct NodeOptions {
 /// A running daemon.
 #[derive(Debug)]
 pub(super) struct Node {
-    options: NodeOptions,
     folder: PathBuf,
     arena: PathBuf,
     child: Child,
-    pub(super) ready_after: Duration,
 }
 
 impl Node {
-    pub(super) fn start(options: NodeOptions) -> Result<Node, Failure> {
+    pub(super) fn start(options: &NodeOptions) -> Result<Node, Failure> {
         remove_leftovers(Path::new(ARENAS));
         remove_leftovers(&options.base);
         let name = format!("{PREFIX}{}", std::process::id());
@@ -54,26 +52,23 @@ impl Node {
             room(&options.base, bytes, "the disk")?;
         }
         fs::create_dir_all(&folder)?;
-        let child = spawn(&options, &folder, &arena);
+        let child = spawn(options, &folder, &arena);
         let child = child.inspect_err(|_| {
             let _ = fs::remove_dir_all(&folder);
         })?;
-        let mut node = Node { options, folder, arena, child, ready_after: Duration::ZERO };
+        let mut node = Node { folder, arena, child };
         node.wait_ready()?;
         Ok(node)
     }
 
-    /// SIGKILL, and a new daemon on the same folders.
-    pub(super) fn kill_and_restart(&mut self) -> Result<(), Failure> {
-        self.child.kill()?;
-        self.child.wait()?;
-        self.child = spawn(&self.options, &self.folder, &self.arena)?;
-        self.wait_ready()
-    }
-
     fn wait_ready(&mut self) -> Result<(), Failure> {
         let started = Instant::now();
-        while UnixStream::connect(self.socket()).is_err() {
+        self.wait_for(&self.socket(), started)?;
+        self.wait_for(&self.connection().admin_socket(), started)
+    }
+
+    fn wait_for(&mut self, socket: &Path, started: Instant) -> Result<(), Failure> {
+        while UnixStream::connect(socket).is_err() {
             if self.child.try_wait()?.is_some() || started.elapsed() > READY_MAX {
                 let log = fs::read_to_string(self.log()).unwrap_or_default();
                 let tail: Vec<&str> = log.lines().rev().take(5).collect();
@@ -82,7 +77,6 @@ impl Node {
             }
             thread::sleep(Duration::from_micros(200));
         }
-        self.ready_after = started.elapsed();
         Ok(())
     }
 
@@ -177,14 +171,23 @@ fn memory(wanted: u64) -> Result<(), Failure> {
     Err(Failure::new(Exit::Failure, message).remedy("end something else, or ask for less (see --help)"))
 }
 
-/// Forgets everything that the daemon holds, and waits until that is done.
+/// Forgets everything that the daemon holds, and waits until that is done: the daemon answers when it has begun, and takes
+/// slots away that are filled meanwhile.
 pub(super) fn purge(connection: &Connection) -> Result<(), Failure> {
     let target = proto::purge_request::Target::Everything(true);
     connection.run_long(async |mut admin: Admin| {
         let mut steps = admin.purge(proto::PurgeRequest { target: Some(target) }).await?.into_inner();
         while steps.message().await?.is_some() {}
         Ok(())
-    })
+    })?;
+    let started = Instant::now();
+    while status(connection)?.records > 0 {
+        if started.elapsed() > READY_MAX {
+            return Err(Failure::new(Exit::Failure, "the daemon does not forget what it was told to"));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// How the daemon is.

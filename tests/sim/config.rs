@@ -24,7 +24,6 @@ pub(crate) struct Make {
     pub(crate) disks: Disks,
     pub(crate) devices: usize,
     pub(crate) zones: u32,
-    pub(crate) segments: u32,
     pub(crate) tenants: usize,
     /// Kinds of records per tenant: 1 or 2, of different slot sizes.
     pub(crate) kinds: usize,
@@ -69,7 +68,6 @@ impl Make {
             disks,
             devices,
             zones,
-            segments,
             tenants: random.pick(&[1, 1, 2]),
             kinds: random.pick(&[1, 1, 2]),
             instances: random.range(1..4) as usize,

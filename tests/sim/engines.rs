@@ -92,7 +92,7 @@ pub(crate) enum Copied {
 
 impl Place {
     fn at(table: &Table, segment: u32, offset: u64, slot_bytes: u32) -> Self {
-        assert!(offset % u64::from(slot_bytes) == 0, "a slot starts at {offset}");
+        assert!(offset.is_multiple_of(u64::from(slot_bytes)), "a slot starts at {offset}");
         let segment = SegmentId(segment);
         let slot = SlotId::new(segment, (offset / u64::from(slot_bytes)) as u32);
         let file = table.file(segment).expect("a segment that was handed out has a file");

@@ -132,8 +132,10 @@ impl Oracle {
             assert!(device.spilling <= config.spills_max && device.fetching <= config.fetches_max, "{device:?}");
         }
         let counted = &stats.counters;
+        let sound = make.disks == Disks::Sound;
+        assert!(!sound || counted.device_failures == 0, "{now:?}: a sound device refuses what it is asked");
         let torn = counted.segments_drained + counted.zones_drained + counted.orphans_expired > 0;
-        let quiet = make.disks == Disks::Sound && !make.operators && !self.cuts_allowed && !torn;
+        let quiet = sound && !make.operators && !self.cuts_allowed && !torn;
         assert!(!quiet || counted.cuts == 0, "{now:?}: a chain was cut though nothing was wrong");
     }
 }

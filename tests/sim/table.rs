@@ -187,7 +187,8 @@ impl SlotTable for Table {
     fn vacate(&mut self, slot: SlotId, generation: u32) {
         let mut arena = self.0.borrow_mut();
         let words = arena.slot(slot);
-        let unchanged = words.generation == generation;
+        // The generation of a slot only ever grows (and wraps).
+        let unchanged = generation == words.generation || generation.wrapping_sub(words.generation) > 1 << 31;
         words.entry = None;
         words.generation = generation;
         if unchanged {

@@ -248,7 +248,7 @@ impl World {
         let Some(daemon) = self.daemon.as_mut() else { return };
         let before = daemon.outcomes.len();
         daemon.pump(self.now);
-        for (id, outcome) in daemon.outcomes[before..].to_vec() {
+        for (id, outcome) in daemon.outcomes[before..].iter().copied() {
             let (_, flight) = daemon.flights.get(&id).expect("a move is answered once");
             if let (Flight::Spill { to, entry }, Outcome::Done { .. }) = (flight, outcome) {
                 self.oracle.spilled(*to, entry);

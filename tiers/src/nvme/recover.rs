@@ -249,7 +249,7 @@ impl Known {
         for half in &mut self.pending {
             let Some(bytes) = half.get(&slot.number()) else { continue };
             match &newest {
-                Some(found) if found.sequence >= sequence_of(bytes) => {
+                Some(found) if (found.sequence >= sequence_of(bytes)) != cfg!(kvd_bug = "journal_reversed") => {
                     half.remove(&slot.number());
                 }
                 _ => newest = Entry::decode(seed, bytes).filter(own),

@@ -20,6 +20,7 @@
 //!   changes before its space is given away, a device's slot is free only when its entry is gone from the table.
 //! - Nothing falls that someone holds: leases and loads hold chains, pins hold slots, moves hold both ends.
 
+mod background;
 mod breaker;
 mod check;
 mod config;
@@ -46,12 +47,15 @@ mod operator;
 mod order;
 mod pins;
 mod port;
+mod purge;
 mod recovery;
+mod regrow;
 mod report;
 mod sessions;
 mod spill;
 mod state;
 mod stats;
+mod waiting;
 mod work;
 
 pub use config::{DeviceConfig, LadderConfig};
@@ -62,10 +66,10 @@ pub use moves::{
 };
 pub use offer::Offer;
 pub use port::SlotTable;
+pub use purge::Purge;
 pub use report::LeaseView;
 pub use state::Ladder;
 pub use stats::{Counters, DeviceStats, LADDER_BYTES_PER_RECORD_MAX, Stats};
-pub use work::Purge;
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,9 @@
 //! The ladder against a world of memory: scenarios, one per rule, and random events with every fault a shell can report.
 
+mod chains;
+mod common;
+mod holders;
 mod random;
-mod scenarios;
+mod restart;
+mod tiers;
 mod world;

@@ -1,0 +1,98 @@
+//! Space changes hands: a segment or a zone of one class is emptied for another that starves.
+
+use super::extents::Use;
+use super::nodes::{NO_OWNER, flag};
+use super::port::SlotTable;
+use super::state::Ladder;
+use crate::ids::{NvmeSlot, SlotId, ZoneId};
+use crate::policy::Policy;
+
+/// Passes over a segment or zone that is being emptied before whoever holds on to it wins.
+const DRAIN_PASSES: u8 = 3;
+
+/// A pass over one extent that is emptied for another class.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct DrainPass {
+    pub(super) cursor: u32,
+    pub(super) pass: u8,
+}
+
+impl<T: SlotTable, P: Policy> Ladder<T, P> {
+    /// Empties the segment that another class waits for: first what falls without harm, then, in a second pass, what tears a
+    /// chain. Returns the steps left.
+    pub(super) fn work_segment_drain(&mut self, mut steps: u32) -> u32 {
+        while let Some(segment) = self.dram.draining()
+            && steps > 0
+        {
+            let DrainPass { cursor, pass } = self.work.dram_pass;
+            if cursor >= self.dram.slots_of(segment) {
+                self.work.dram_pass = DrainPass { cursor: 0, pass: pass + 1 };
+                if pass + 1 >= DRAIN_PASSES {
+                    self.dram.stop_draining();
+                    self.work.segment_stuck = !cfg!(kvd_bug = "segment_retried");
+                }
+                continue;
+            }
+            steps -= 1;
+            self.work.dram_pass.cursor += 1;
+            let slot = SlotId::new(segment, cursor);
+            let Use::Node(id) = self.dram.get(slot) else { continue };
+            let node = &self.nodes[id];
+            let kept = !node.has(flag::DRAM_READY) || node.has(flag::PINNED) || node.holds > 0 || self.pins.held(slot);
+            if kept || self.floor_keeps(id, NO_OWNER) {
+                continue;
+            }
+            if pass > 0 || node.has(flag::NVME_READY) || node.leaf() {
+                self.evict_from_dram(id);
+            }
+        }
+        steps
+    }
+
+    /// The same for zones of devices.
+    pub(super) fn work_zone_drains(&mut self, mut steps: u32) -> u32 {
+        self.work.zone_passes.resize(self.nvme.devices.len(), DrainPass::default());
+        for device in self.nvme.ids() {
+            let number = usize::from(device.0);
+            while let Some(zone) = self.nvme.device(device).draining
+                && steps > 0
+            {
+                steps -= 1;
+                let DrainPass { cursor, pass } = self.work.zone_passes[number];
+                if cursor >= self.nvme.device(device).slots_of(zone) {
+                    // What was evicted becomes free only when it is vacated.
+                    if self.nvme.device(device).queued_vacates() == 0 && self.nvme.device(device).vacating == 0 {
+                        self.work.zone_passes[number] = DrainPass { cursor: 0, pass: pass + 1 };
+                        if pass + 1 >= DRAIN_PASSES {
+                            self.nvme.stop_draining(device);
+                            self.work.zone_passes[number] = DrainPass::default();
+                        }
+                        continue;
+                    }
+                    break;
+                }
+                self.work.zone_passes[number].cursor += 1;
+                let slot = NvmeSlot::new(device, ZoneId(zone), cursor);
+                let Use::Node(id) = self.nvme.get(slot) else { continue };
+                let node = &self.nodes[id];
+                if !node.has(flag::NVME_READY) || node.has(flag::PINNED) || node.holds > 0 || self.nvme.reading(slot) {
+                    continue;
+                }
+                if pass > 0 || node.has(flag::DRAM_READY) || node.leaf() {
+                    self.evict_from_nvme(id);
+                }
+            }
+            if self.nvme.device(device).draining.is_none() {
+                self.work.zone_passes[number] = DrainPass::default();
+            }
+        }
+        steps
+    }
+
+    pub(super) fn zone_drain_goes_on(&self) -> bool {
+        self.nvme.devices.iter().zip(&self.work.zone_passes).any(|(device, pass)| {
+            let swept = device.draining.is_some_and(|zone| pass.cursor >= device.slots_of(zone));
+            device.draining.is_some() && (!swept || device.queued_vacates() == 0 && device.vacating == 0)
+        })
+    }
+}

@@ -81,10 +81,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         for index in 0..count {
             if let Some(reason) = refusal {
                 if not_admitted {
-                    let key = group_key.block(&offer.hashes.get(index));
-                    let access =
-                        self.access_of_offer(&bid, AccessKind::Refused, key, offer.first_position + index, tip.rank);
-                    self.policy.rank(&access);
+                    self.tell_refused(
+                        &bid,
+                        group_key.block(&offer.hashes.get(index)),
+                        offer.first_position + index,
+                        &tip,
+                    );
                 }
                 self.counters.refused += 1;
                 out.push(refused(reason));
@@ -93,15 +95,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             let hash = offer.hashes.get(index);
             let key = group_key.block(&hash);
             let before = self.counters.not_admitted;
-            // The tip must not fall to make room for its own child.
-            if let Some(held) = tip.node.get() {
-                self.hold(held);
-            }
-            let answer = self.offer_one(&bid, key, hash, offer.first_position + index, &tip, &mut grants);
-            if let Some(held) = tip.node.get() {
-                self.unhold(held);
-            }
-            match answer {
+            match self.offer_held(&bid, key, hash, offer.first_position + index, &tip, &mut grants) {
                 Ok((granted, node)) => {
                     out.push(granted);
                     tip = Tip { node, hash: Some(hash), rank: self.nodes[node].rank() };
@@ -131,6 +125,33 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             return Err(MissReason::Quota);
         }
         self.add_node(key, bid.lane, first_position - 1, NodeId::NONE).ok_or(MissReason::Quota)
+    }
+
+    /// What follows a block that was not admitted is not asked for: the policy only hears of it.
+    fn tell_refused(&mut self, bid: &Bid, key: BlockKey, position: u32, tip: &Tip) {
+        let access = self.access_of_offer(bid, AccessKind::Refused, key, position, tip.rank);
+        self.policy.rank(&access);
+    }
+
+    /// Offers one block; the tip must not fall to make room for its own child.
+    fn offer_held(
+        &mut self,
+        bid: &Bid,
+        key: BlockKey,
+        hash: BlockHash,
+        position: u32,
+        tip: &Tip,
+        grants: &mut Vec<Grant>,
+    ) -> Result<(Granted, NodeId), MissReason> {
+        let held = tip.node.get();
+        if let Some(held) = held {
+            self.hold(held);
+        }
+        let answer = self.offer_one(bid, key, hash, position, tip, grants);
+        if let Some(held) = held {
+            self.unhold(held);
+        }
+        answer
     }
 
     fn offer_one(

@@ -16,10 +16,12 @@ pub mod act;
 pub mod admin;
 pub mod bench;
 pub mod configure;
+pub mod demo;
 pub mod exit;
 pub mod fsck;
 pub mod look;
 pub mod output;
+pub mod replay;
 pub mod selftest;
 pub mod serve;
 pub mod top;
@@ -128,6 +130,12 @@ enum Command {
     /// Verify the NVMe files of a stopped daemon without writing to them; ends with 6 when one is damaged.
     #[command(after_help = "Examples:\n  kvd fsck\n  kvd fsck --set data_dir=/var/lib/kvd --json")]
     Fsck(fsck::FsckArgs),
+    /// Play a trace of real requests as one or more engines, every loaded byte checked.
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
+    /// Show it all in a few minutes: serve, replay, SIGKILL half way, restart, and what survived.
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(demo::DemoArgs),
     /// Measure what this product promises on this machine.
     #[command(subcommand, after_help = bench::EXAMPLES)]
     Bench(bench::BenchCommand),
@@ -185,6 +193,8 @@ fn run(command: Command, output: Output) -> Outcome {
         Command::Doctor(args) => selftest::run(&args, output),
         Command::Config(command) => configure::run(&command, output),
         Command::Fsck(args) => fsck::run(&args, output),
+        Command::Replay(args) => replay::run(&args, output),
+        Command::Demo(args) => demo::run(&args, output),
         Command::Bench(command) => bench::run(&command, output),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kvd", &mut io::stdout());

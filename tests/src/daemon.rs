@@ -56,17 +56,27 @@ impl Daemon {
     /// Starts on `scratch` and returns when sessions are accepted; panics with the daemon's log when it never gets there.
     pub fn start(scratch: &Scratch, options: &DaemonOptions) -> Self {
         let started = Instant::now();
-        let (child, log) = spawn(scratch, options);
-        let mut daemon = Self { child, log, ready_after: Duration::ZERO };
+        let mut daemon = Self::launch(scratch, options);
         while UnixStream::connect(scratch.socket()).is_err() {
-            if let Some(status) = daemon.child.try_wait().expect("the child can be asked") {
-                panic!("kvd ended at start with {status}:\n{}", daemon.log());
-            }
-            assert!(started.elapsed() < READY_MAX, "kvd is not ready after {READY_MAX:?}:\n{}", daemon.log());
+            daemon.expect_alive(started.elapsed());
             std::thread::sleep(Duration::from_millis(1));
         }
         daemon.ready_after = started.elapsed();
         daemon
+    }
+
+    /// Starts on `scratch` and does not wait: for tests that kill it before it is ready, or wait in their own way.
+    pub fn launch(scratch: &Scratch, options: &DaemonOptions) -> Self {
+        let (child, log) = spawn(scratch, options);
+        Self { child, log, ready_after: Duration::ZERO }
+    }
+
+    /// Panics with the daemon's log if it has ended, or is not ready although it was started `ago`.
+    pub fn expect_alive(&mut self, ago: Duration) {
+        if let Some(status) = self.child.try_wait().expect("the child can be asked") {
+            panic!("kvd ended at start with {status}:\n{}", self.log());
+        }
+        assert!(ago < READY_MAX, "kvd is not ready after {READY_MAX:?}:\n{}", self.log());
     }
 
     /// Runs a daemon that is expected to end by itself; returns its exit code and log.

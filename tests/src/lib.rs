@@ -3,12 +3,18 @@
 
 #![forbid(unsafe_code)]
 
+mod ask;
 mod daemon;
+mod engine;
 mod payload;
 mod scratch;
+mod seed;
 mod skip;
 
+pub use ask::ask;
 pub use daemon::{Daemon, DaemonOptions};
+pub use engine::{Checked, TestEngine, plain_namespace};
 pub use payload::{Payload, chain_hash};
 pub use scratch::Scratch;
+pub use seed::fresh_seed;
 pub use skip::skip;

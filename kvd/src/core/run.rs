@@ -131,14 +131,20 @@ impl Core {
         Ok(())
     }
 
-    /// No new work; what is under way may end. Records in DRAM stay where a successor finds them.
+    /// No newcomers; what only DRAM holds goes to the devices, and what is under way may end, until the stop deadline.
+    /// Records in DRAM stay where a successor finds them.
     fn wind_down(mut self) -> io::Result<()> {
         let until = clock::now().after(self.settings.stop_deadline);
         self.control(Control::Stop);
-        while !self.in_flight.is_empty() && clock::now() < until {
+        self.ladder.drain(true, clock::now());
+        while clock::now() < until {
             let now = clock::now();
-            // Outcomes still count: a spill that lands is one more record on a device.
-            if !self.take_outcomes(now) {
+            self.ladder.tick(now);
+            let worked = self.take_outcomes(now) | self.hand_out_moves(now);
+            if self.ladder.drained() && self.in_flight.is_empty() {
+                break;
+            }
+            if !worked {
                 self.sleeper.sleep(Duration::from_millis(10), |_| {})?;
             }
         }

@@ -14,6 +14,7 @@
 //! Memory: 12 bytes per tracked block ([`history`]), 131 072 or 262 144 of them whatever the size of the cache, and 350 KiB.
 
 mod classes;
+mod duel;
 mod history;
 mod worth;
 
@@ -21,6 +22,7 @@ use kvd_proto::BlockKey;
 
 use super::{Access, AccessKind, Policy, Rank, Space};
 use classes::{Class, Traits};
+use duel::Duel;
 use history::{History, Lookup, Past};
 use worth::Worth;
 
@@ -38,6 +40,7 @@ const CLASS_BITS: u32 = 8;
 pub struct Adaptive {
     worth: Worth,
     history: History,
+    duel: Duel,
     /// Accesses so far.
     clock: u64,
     /// Running mean of the age at which blocks fall from the arena; before the first fall, what a full cache would give.
@@ -69,6 +72,7 @@ impl Adaptive {
         Self {
             worth: Worth::new(),
             history: History::new(tracked as usize),
+            duel: Duel::new(blocks),
             clock: 0,
             fall_age: blocks as f32,
             offered: Offered::default(),
@@ -130,6 +134,7 @@ impl Policy for Adaptive {
             }
         };
         self.history.access(&access.key, past, self.clock, self.fall_age as u64, &mut self.worth);
+        self.duel.access(&access.key, past.class, self.clock, &self.worth);
         self.history.sweep(SWEPT_PER_ACCESS, self.clock, &mut self.worth);
         if self.clock.is_multiple_of(ACCESSES_PER_REFRESH) {
             self.worth.refresh_one(self.clock, self.fall_age);
@@ -138,7 +143,7 @@ impl Policy for Adaptive {
     }
 
     fn admit(&mut self, _space: Space, candidate: Rank, victim: Rank, _access: &Access) -> bool {
-        self.worth_of(candidate) >= self.worth_of(victim)
+        self.duel.recency_rules() || self.worth_of(candidate) >= self.worth_of(victim)
     }
 
     fn queue(&self, rank: Rank) -> usize {
@@ -146,7 +151,8 @@ impl Policy for Adaptive {
     }
 
     fn choose(&mut self, firsts: &[Rank]) -> usize {
-        let price = |rank: Rank| (self.worth_of(rank), rank);
+        let by_recency = self.duel.recency_rules();
+        let price = |rank: Rank| (if by_recency { 0.0 } else { self.worth_of(rank) }, rank);
         let cheaper = |(a, b): (&(f32, Rank), &(f32, Rank))| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
         let firsts = firsts.iter().map(|rank| price(*rank)).enumerate();
         firsts.min_by(|a, b| cheaper((&a.1, &b.1))).map_or(0, |(index, _)| index)

@@ -166,11 +166,11 @@ fn age(entry: &Entry, clock: u64) -> u64 {
     u64::from((clock as u32).wrapping_sub(entry.time))
 }
 
-fn word(key: &BlockKey) -> u64 {
+pub(super) fn word(key: &BlockKey) -> u64 {
     u64::from_le_bytes(key.as_bytes()[..8].try_into().expect("8 of 16 bytes"))
 }
 
 /// The upper half of the word; the lower one chooses the set.
-fn print(word: u64) -> u32 {
+pub(super) fn print(word: u64) -> u32 {
     (word >> 32) as u32
 }

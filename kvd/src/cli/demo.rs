@@ -1,0 +1,168 @@
+//! `kvd demo`: what kvd is for, in one command. Serves with the defaults from a folder of its own, replays the built-in
+//! production trace as an engine, kills the daemon half way with SIGKILL, restarts it, and shows what survived.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::exit::{Exit, Failure, Outcome};
+use super::output::{Output, table};
+use super::replay::forced_bar;
+use super::replay::player::{Player, PlayerOptions};
+use super::replay::tally::{Report, Tally};
+use super::replay::trace::Trace;
+use crate::config::rough;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  kvd demo
+  kvd demo --block-bytes 4096 --limit-requests 2000";
+
+/// How long a daemon may take until it is ready.
+const READY_MAX: Duration = Duration::from_secs(60);
+
+/// `kvd demo`.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// Bytes of a block's payload, a multiple of 4096.
+    #[arg(long, default_value_t = 65536, value_name = "N")]
+    block_bytes: u32,
+    /// Play no more requests than this.
+    #[arg(long, value_name = "N")]
+    limit_requests: Option<usize>,
+}
+
+/// What `kvd demo --json` prints.
+#[derive(Debug, Serialize)]
+struct Shown {
+    before_kill: Report,
+    after_kill: Report,
+    restart_ms: u64,
+    wrong_blocks: u64,
+}
+
+/// A daemon of the demo's own; killed with the value.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // One that was killed already answers with an error, and that is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Daemon {
+    fn start(folder: &Path, dram: &Path) -> Result<Self, Failure> {
+        let log = std::fs::File::options().create(true).append(true).open(folder.join("kvd.log"))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("serve");
+        command.arg("--set").arg(format!("data_dir={}", folder.display()));
+        command.arg("--set").arg(format!("socket={}", folder.join("kvd.sock").display()));
+        command.arg("--set").arg(format!("tiers.dram.path={}", dram.display()));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut daemon = Self(command.spawn()?);
+        let until = Instant::now() + READY_MAX;
+        while std::os::unix::net::UnixStream::connect(folder.join("kvd.sock")).is_err() {
+            let ended = daemon.0.try_wait()?.is_some();
+            if ended || Instant::now() > until {
+                let said = std::fs::read_to_string(folder.join("kvd.log")).unwrap_or_default();
+                return Err(Failure::new(Exit::Failure, format!("the daemon did not come up:\n{said}"))
+                    .remedy("`kvd doctor` says what is wrong with this machine"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(daemon)
+    }
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// The daemon does not come up on this machine.
+pub fn run(args: &DemoArgs, output: Output) -> Outcome {
+    let trace = Trace::open(None, args.limit_requests)?;
+    let folder = tempfile::Builder::new().prefix("kvd-demo-").tempdir()?;
+    let tmpfs = Path::new("/dev/shm");
+    let home = if tmpfs.is_dir() { tmpfs } else { folder.path() };
+    let dram = tempfile::Builder::new().prefix("kvd-demo-").tempdir_in(home)?;
+    let mut daemon = Daemon::start(folder.path(), dram.path())?;
+    eprintln!("kvd serves in {}; replaying {} requests", folder.path().display(), trace.requests.len());
+    let options = PlayerOptions {
+        socket: folder.path().join("kvd.sock"),
+        block_bytes: args.block_bytes,
+        number: 0,
+        prefill_tokens_per_second: 0.0,
+        gate: false,
+        prefetch: false,
+    };
+    let mut player = Player::connect(&options)?;
+    let half = trace.requests.len() / 2;
+    let bar = forced_bar(trace.requests.len() as u64);
+    let played = AtomicU64::new(0);
+    let (mut before, mut after) = (Tally::default(), Tally::default());
+    let started = Instant::now();
+    let mut killed = None;
+    let mut restart = Duration::ZERO;
+    let first_epoch = player.epoch();
+    let ended = std::thread::scope(|scope| {
+        // The kill comes from the side, while the engine is in the middle of whatever it does then.
+        let killer = scope.spawn(|| {
+            // Relaxed: only a count, nothing is read under it.
+            while played.load(Ordering::Relaxed) < half as u64 {
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            drop(std::mem::replace(&mut daemon, Daemon(Command::new("true").spawn()?)));
+            let again = Instant::now();
+            daemon = Daemon::start(folder.path(), dram.path())?;
+            restart = again.elapsed();
+            Ok::<_, Failure>(())
+        });
+        for (index, request) in trace.requests.iter().enumerate() {
+            let tally = if player.epoch() == first_epoch { &mut before } else { &mut after };
+            player.play(request, trace.requests.get(index + 1), tally);
+            if killed.is_none() && player.epoch() != first_epoch {
+                killed = Some(started.elapsed());
+                bar.suspend(|| eprintln!("SIGKILL after {index} requests; restarted, the engine has joined again"));
+            }
+            bar.inc(1);
+            // Relaxed: see above.
+            played.fetch_add(1, Ordering::Relaxed);
+        }
+        killer.join().expect("the killer does not panic")
+    });
+    bar.finish_and_clear();
+    ended?;
+    let split = killed.unwrap_or_else(|| started.elapsed());
+    let before_kill = before.report(split, 0.0);
+    let after_kill = after.report(started.elapsed() - split, 0.0);
+    let wrong_blocks = before_kill.wrong_blocks + after_kill.wrong_blocks;
+    let restart_ms = u64::try_from(restart.as_millis()).unwrap_or(u64::MAX);
+    let shown = Shown { before_kill, after_kill, restart_ms, wrong_blocks };
+    output.show(&shown, show)?;
+    Ok(if wrong_blocks == 0 { Exit::Ok } else { Exit::Failure })
+}
+
+fn show(shown: &Shown) -> String {
+    let share = |part: u64, of: u64| if of == 0 { 0.0 } else { part as f64 * 100.0 / of as f64 };
+    let row = |name: &str, value: &dyn Fn(&Report) -> String| {
+        vec![name.to_owned(), value(&shown.before_kill), value(&shown.after_kill)]
+    };
+    let rows = [
+        row("requests", &|r| r.requests.to_string()),
+        row("blocks asked", &|r| r.blocks_asked.to_string()),
+        row("hits", &|r| format!("{} ({:.1} %)", r.blocks_hit, r.hit_rate * 100.0)),
+        row("  from dram", &|r| format!("{} ({:.1} %)", r.hit_by_tier.dram, share(r.hit_by_tier.dram, r.blocks_asked))),
+        row("  from nvme", &|r| format!("{} ({:.1} %)", r.hit_by_tier.nvme, share(r.hit_by_tier.nvme, r.blocks_asked))),
+        row("loaded", &|r| format!("{} at {:.2} GB/s", rough(r.bytes_loaded), r.load_gbps)),
+        row("stored", &|r| format!("{} at {:.2} GB/s", rough(r.bytes_stored), r.store_gbps)),
+        row("match p50 / p99", &|r| format!("{} / {} us", r.match_us.p50, r.match_us.p99)),
+        row("wrong blocks", &|r| r.wrong_blocks.to_string()),
+    ];
+    let text = table(&["", "before SIGKILL", "after"], rows);
+    format!("{text}\nready again {} ms after the kill; wrong blocks: {}", shown.restart_ms, shown.wrong_blocks)
+}

@@ -1,0 +1,63 @@
+//! Store, match, load; other engines; restarts of either kind.
+
+use kvd_tests::{Daemon, DaemonOptions, Scratch, TestEngine};
+
+const BLOCK: usize = 64 * 1024;
+
+fn options() -> DaemonOptions {
+    DaemonOptions::sized("256MiB", "512MiB")
+}
+
+#[test]
+fn what_one_engine_stores_another_loads() {
+    let scratch = Scratch::new("share");
+    let _daemon = Daemon::start(&scratch, &options());
+    let writer = TestEngine::connect(&scratch.socket(), 1, BLOCK, 64);
+    let stored = writer.store(1, 0, 40);
+    assert_eq!((stored.granted, stored.refused), (40, 0), "{stored:?}");
+    let reader = TestEngine::connect(&scratch.socket(), 2, BLOCK, 64);
+    let checked = reader.check(1, 50);
+    assert_eq!((checked.matched, checked.right, checked.wrong, checked.dram), (40, 40, 0, 40), "{checked:?}");
+    assert_eq!(reader.check(2, 5).matched, 0);
+    let again = reader.store(1, 0, 40);
+    assert_eq!((again.granted, again.present), (0, 40), "{again:?}");
+}
+
+#[test]
+fn dram_is_adopted_after_sigkill_and_after_sigterm() {
+    let scratch = Scratch::new("adopt");
+    let daemon = Daemon::start(&scratch, &options());
+    let engine = TestEngine::connect(&scratch.socket(), 1, BLOCK, 64);
+    assert_eq!(engine.store(1, 0, 64).granted, 64);
+    daemon.kill();
+    let daemon = Daemon::start(&scratch, &options());
+    let second = TestEngine::connect(&scratch.socket(), 2, BLOCK, 64);
+    let checked = second.check(1, 64);
+    assert_eq!((checked.right, checked.wrong, checked.dram), (64, 0, 64), "{checked:?}\n{}", daemon.log());
+    drop(second);
+    assert_eq!(daemon.stop(), Some(0));
+    let daemon = Daemon::start(&scratch, &options());
+    let third = TestEngine::connect(&scratch.socket(), 3, BLOCK, 64);
+    let checked = third.check(1, 64);
+    assert_eq!((checked.right, checked.wrong, checked.dram), (64, 0, 64), "{checked:?}\n{}", daemon.log());
+}
+
+#[test]
+fn nvme_serves_what_dram_lost() {
+    let scratch = Scratch::new("nvme");
+    let daemon = Daemon::start(&scratch, &options());
+    let engine = TestEngine::connect(&scratch.socket(), 1, BLOCK, 64);
+    assert_eq!(engine.store(1, 0, 64).granted, 64);
+    drop(engine);
+    assert_eq!(daemon.stop(), Some(0), "a graceful stop spills what is queued");
+    for entry in std::fs::read_dir(scratch.dram()).expect("the arena's folder").flatten() {
+        let path = entry.path();
+        if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.expect("ours to delete");
+    }
+    let daemon = Daemon::start(&scratch, &options());
+    let engine = TestEngine::connect(&scratch.socket(), 2, BLOCK, 64);
+    let checked = engine.check(1, 64);
+    assert_eq!((checked.right, checked.wrong, checked.nvme), (64, 0, 64), "{checked:?}\n{}", daemon.log());
+    let again = engine.check(1, 64);
+    assert_eq!((again.right, again.dram), (64, 64), "a load promotes: {again:?}");
+}

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kvd_tests::{Scratch, ask};
+use kvd_tests::{Scratch, ask_serving};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -93,7 +93,7 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn of(scratch: &Scratch) -> Self {
-        let status = ask(scratch, &["status"]).expect("a daemon that serves answers");
+        let status = ask_serving(scratch, &["status"]);
         let number = |value: &Value| value.as_u64().expect("the status has numbers");
         let dram = &status["tiers"][0];
         Self {

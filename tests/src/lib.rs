@@ -11,7 +11,7 @@ mod scratch;
 mod seed;
 mod skip;
 
-pub use ask::ask;
+pub use ask::{ask, ask_serving};
 pub use daemon::{Daemon, DaemonOptions};
 pub use engine::{Checked, TestEngine, plain_namespace};
 pub use payload::{Payload, chain_hash};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use kvd_tests::{Checked, Daemon, DaemonOptions, Scratch, TestEngine, ask};
+use kvd_tests::{Checked, Daemon, DaemonOptions, Scratch, TestEngine, ask_serving};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
@@ -59,7 +59,7 @@ struct Counts {
 
 impl Counts {
     fn of(scratch: &Scratch) -> Self {
-        let status = ask(scratch, &["status"]).expect("a daemon that serves answers");
+        let status = ask_serving(scratch, &["status"]);
         let number = |value: &Value| value.as_u64().expect("the status has numbers");
         let tier = |at: usize, name: &str| number(&status["tiers"][at][name]);
         Self {
@@ -107,11 +107,12 @@ impl Torture {
     /// Starts a daemon, fills its pool, and lets the engines loose.
     pub(crate) fn prepare(plan: Plan) -> Self {
         let scratch = Scratch::new("torture");
-        let options = DaemonOptions::sized(plan.dram, plan.nvme);
+        // LRU takes every newcomer, so that something falls for each: the default policy refuses most of what comes once.
+        let options = DaemonOptions::sized(plan.dram, plan.nvme).with("policy", "lru");
         let daemon = Daemon::start(&scratch, &options);
         let shared = Arc::new(Shared::default());
-        fill(&scratch, &shared, Kind::Large, plan.large_chains);
         fill(&scratch, &shared, Kind::Small, plan.small_chains);
+        fill(&scratch, &shared, Kind::Large, plan.large_chains);
         let counts = Counts::still(&scratch);
         println!("torture: filled, {counts:?}");
         assert!(counts.records >= plan.records_min, "too few records for the test: {counts:?}");

@@ -44,8 +44,8 @@ fn plan() -> Plan {
         let (dram, nvme) = ("320MiB", "1280MiB");
         Plan { cycles, seed, dram, nvme, small_chains: 4_800, large_chains: 300, records_min: 100_000 }
     } else {
-        let (dram, nvme) = ("192MiB", "256MiB");
-        Plan { cycles, seed, dram, nvme, small_chains: 700, large_chains: 60, records_min: 12_000 }
+        let (dram, nvme) = ("192MiB", "320MiB");
+        Plan { cycles, seed, dram, nvme, small_chains: 700, large_chains: 40, records_min: 12_000 }
     }
 }
 

@@ -20,9 +20,6 @@ pub struct Rank(pub u64);
 /// How many ancestors of the deepest matched block are told: enough to learn from, few enough for a match of microseconds.
 pub const ABOVE_MAX: u32 = 32;
 
-/// How many blocks may be given a later place by [`Policy::reconsider`] in search of one victim.
-pub const RECONSIDERED_MAX: u32 = 8;
-
 /// Queues that a policy may sort the evictable blocks of a space into.
 pub const QUEUES_MAX: usize = 256;
 
@@ -77,12 +74,6 @@ pub trait Policy {
     /// Whether `candidate` may push out the block with rank `victim` (the lowest evictable one). Asked only when `space` is
     /// full; `access` is the offer, or the block to be spilled. `false` leaves everything as it is and ends the offer here.
     fn admit(&mut self, space: Space, candidate: Rank, victim: Rank, access: &Access) -> bool;
-
-    /// The block with the lowest rank in the arena is about to fall. The same rank lets it; a higher one gives it that place
-    /// instead, and the next lowest is asked about, up to [`RECONSIDERED_MAX`] times per victim; then the lowest falls.
-    fn reconsider(&mut self, rank: Rank) -> Rank {
-        rank
-    }
 
     /// The queue, below [`QUEUES_MAX`], in which a block of this rank waits to fall; within it the lowest rank is first.
     fn queue(&self, _rank: Rank) -> usize {

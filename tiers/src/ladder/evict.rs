@@ -7,7 +7,7 @@ use super::nodes::{NO_OWNER, NodeId, flag};
 use super::order::Order;
 use super::port::SlotTable;
 use super::state::Ladder;
-use crate::policy::{Access, Policy, RECONSIDERED_MAX, Rank, Space};
+use crate::policy::{Access, Policy, Rank, Space};
 
 /// Victims that one request may need: a slot needs one; more only while a drain takes what falls.
 const VICTIMS_MAX: u32 = 16;
@@ -46,7 +46,6 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     fn dram_victim(&mut self, class: u16, owner: u8) -> Option<NodeId> {
         let mut spared = Vec::new();
         let mut found = None;
-        let mut reconsidered = 0;
         for _ in 0..PASSED_MAX {
             let Some(id) = self.choose(Space::Dram, class) else { break };
             if self.nodes[id].holds > 0 || self.dram_slot(id).is_some_and(|slot| self.pins.held(slot)) {
@@ -55,8 +54,6 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             } else if self.floor_keeps(id, owner) {
                 self.unqueue(id, Space::Dram);
                 spared.push(id);
-            } else if reconsidered < RECONSIDERED_MAX && self.gets_later_place(id) {
-                reconsidered += 1;
             } else {
                 found = Some(id);
                 break;
@@ -66,16 +63,6 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             self.enqueue(id, Space::Dram);
         }
         found
-    }
-
-    /// The policy gives the block another place in the order, behind what may fall before it.
-    fn gets_later_place(&mut self, id: NodeId) -> bool {
-        let rank = self.nodes[id].rank();
-        let later = self.policy.reconsider(rank);
-        if later > rank {
-            self.set_rank(id, later.0);
-        }
-        later > rank
     }
 
     /// The block belongs to a living instance that is at its floor, and someone else wants its space.

@@ -2,7 +2,8 @@
 //!
 //! A block's class ([`classes`]) and age say how many uses its place will see per unit of time: its worth ([`worth`]). Each
 //! class is a queue in the order of last use; the first of the queue whose first is worth least falls, and a newcomer that is
-//! worth less than that is turned away. The worths are those of the day, whenever the blocks came.
+//! worth less than that is turned away. The worths are those of the day, whenever the blocks came. A small contest against
+//! the plain order of last use ([`duel`]) sees when they mislead.
 //!
 //! Nothing is tuned to a workload: the chances are learnt from what is seen, with counts that fade. Where nothing is known
 //! yet all classes are alike, and the order is that of the last use.
@@ -11,7 +12,7 @@
 //! rank, 64 bits:  | clock of the last use: 56 | class: 8 |
 //! ```
 //!
-//! Memory: 12 bytes per tracked block ([`history`]), 131 072 or 262 144 of them whatever the size of the cache, and 350 KiB.
+//! Memory: 12 bytes per tracked block ([`history`]), 131 072 to 262 144 of them whatever the size of the cache, and 750 KiB at most.
 
 mod classes;
 mod duel;
@@ -34,6 +35,11 @@ const SWEPT_PER_ACCESS: usize = 32;
 const ACCESSES_PER_REFRESH: u64 = 2;
 /// Weight of one fall in the running mean: it follows a change within some hundred falls.
 const MEAN_WEIGHT: f32 = 1.0 / 256.0;
+/// A block with less than this chance of a use while the cache is filled once over is worth no more than any other such
+/// block: so small a chance is not known well enough, and among equals the oldest falls.
+const CHANCE_FLOOR: f32 = 0.03;
+/// The number of blocks that a cache holds when its first block falls is believed down to this part of what was announced.
+const SMALLER_MAX: u64 = 64;
 const CLASS_BITS: u32 = 8;
 
 /// The adaptive policy.
@@ -45,6 +51,11 @@ pub struct Adaptive {
     clock: u64,
     /// Running mean of the age at which blocks fall from the arena; before the first fall, what a full cache would give.
     fall_age: f32,
+    /// Blocks that the arena holds: announced until the first one falls.
+    blocks: u64,
+    /// Blocks in the arena now, as far as they were told.
+    resident: u64,
+    fallen: bool,
     offered: Offered,
 }
 
@@ -66,7 +77,7 @@ impl std::fmt::Debug for Adaptive {
 }
 
 impl Adaptive {
-    /// For a cache of about `blocks` blocks: sets the size of the history and how long the past counts until blocks fall.
+    /// For a cache of at most about `blocks` blocks.
     pub fn new(blocks: u64) -> Self {
         let tracked = blocks.clamp(*TRACKED.start(), *TRACKED.end());
         Self {
@@ -75,6 +86,9 @@ impl Adaptive {
             duel: Duel::new(blocks),
             clock: 0,
             fall_age: blocks as f32,
+            blocks,
+            resident: 0,
+            fallen: false,
             offered: Offered::default(),
         }
     }
@@ -87,8 +101,20 @@ impl Adaptive {
         self.clock.saturating_sub(rank.0 >> CLASS_BITS)
     }
 
-    fn worth_of(&self, rank: Rank) -> f32 {
-        self.worth.of(class_of(rank), self.age(rank))
+    /// What a block of this rank is worth, as far as that is known.
+    fn price(&self, rank: Rank) -> f32 {
+        if self.duel.recency_rules() {
+            return 0.0;
+        }
+        self.worth.of(class_of(rank), self.age(rank)).max(CHANCE_FLOOR / self.blocks as f32)
+    }
+
+    /// The first block falls: what is in the arena now is what it holds.
+    fn learn_size(&mut self) {
+        let blocks = self.resident.clamp(self.blocks / SMALLER_MAX, self.blocks).max(1);
+        (self.blocks, self.fallen) = (blocks, true);
+        self.fall_age = self.fall_age.min(blocks as f32);
+        self.duel = Duel::new(blocks);
     }
 
     /// What a block that is offered is: known from before, or new behind something known.
@@ -122,6 +148,7 @@ impl Adaptive {
 impl Policy for Adaptive {
     fn rank(&mut self, access: &Access) -> Rank {
         self.clock += 1;
+        self.resident += u64::from(matches!(access.kind, AccessKind::Offer | AccessKind::Fetch));
         let past = match access.kind {
             AccessKind::Offer | AccessKind::Refused => self.offered_past(access),
             AccessKind::Hit | AccessKind::Above => {
@@ -142,8 +169,12 @@ impl Policy for Adaptive {
         self.encode(past.class)
     }
 
-    fn admit(&mut self, _space: Space, candidate: Rank, victim: Rank, _access: &Access) -> bool {
-        self.duel.recency_rules() || self.worth_of(candidate) >= self.worth_of(victim)
+    fn admit(&mut self, space: Space, candidate: Rank, victim: Rank, access: &Access) -> bool {
+        let admitted = self.price(candidate) >= self.price(victim);
+        if !admitted && space == Space::Dram && access.kind == AccessKind::Offer {
+            self.resident = self.resident.saturating_sub(1);
+        }
+        admitted
     }
 
     fn queue(&self, rank: Rank) -> usize {
@@ -151,8 +182,7 @@ impl Policy for Adaptive {
     }
 
     fn choose(&mut self, firsts: &[Rank]) -> usize {
-        let by_recency = self.duel.recency_rules();
-        let price = |rank: Rank| (if by_recency { 0.0 } else { self.worth_of(rank) }, rank);
+        let price = |rank: Rank| (self.price(rank), rank);
         let cheaper = |(a, b): (&(f32, Rank), &(f32, Rank))| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
         let firsts = firsts.iter().map(|rank| price(*rank)).enumerate();
         firsts.min_by(|a, b| cheaper((&a.1, &b.1))).map_or(0, |(index, _)| index)
@@ -163,12 +193,92 @@ impl Policy for Adaptive {
     }
 
     fn evicted(&mut self, space: Space, _key: &BlockKey, rank: Rank, _gone: bool) {
-        if space == Space::Dram {
-            self.fall_age += (self.age(rank) as f32 - self.fall_age) * MEAN_WEIGHT;
+        if space == Space::Nvme {
+            return;
         }
+        if !self.fallen {
+            self.learn_size();
+        }
+        self.resident = self.resident.saturating_sub(1);
+        self.fall_age += (self.age(rank) as f32 - self.fall_age) * MEAN_WEIGHT;
     }
 }
 
 fn class_of(rank: Rank) -> Class {
     Class::from_byte(rank.0 as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use kvd_proto::Time;
+
+    use super::*;
+
+    fn access(kind: AccessKind, number: u64, position: u32, chain_blocks: u32, rank: Rank) -> Access {
+        // Odd multipliers are a bijection that spreads small numbers over all bits.
+        let word = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).swap_bytes().wrapping_mul(0xd6e8_feb8_6659_fd93);
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&word.to_le_bytes());
+        Access { kind, key: BlockKey::new(key), position, chain_blocks, slot_bytes: 8192, rank, now: Time::ZERO }
+    }
+
+    #[test]
+    fn a_rank_tells_class_and_age() {
+        let mut policy = Adaptive::new(1000);
+        let first = policy.rank(&access(AccessKind::Offer, 1, 0, 9, Rank(0)));
+        assert_eq!(class_of(first).traits(), Traits { turn: 0, uses: 0, length: 1, last: false });
+        let child = policy.rank(&access(AccessKind::Offer, 2, 1, 9, first));
+        assert_eq!(class_of(child).traits().turn, 0, "the same offer is the same turn");
+        assert_eq!(policy.age(first), 1);
+        let hit = policy.rank(&access(AccessKind::Hit, 2, 1, 2, child));
+        assert_eq!(class_of(hit).traits().uses, 1);
+        let next_turn = policy.rank(&access(AccessKind::Offer, 3, 2, 3, hit));
+        assert_eq!(class_of(next_turn).traits(), Traits { turn: 1, uses: 0, length: 0, last: true });
+        assert_eq!(class_of(policy.inherit(first, next_turn)), class_of(first), "a parent keeps its class");
+        assert_eq!(
+            policy.age(policy.inherit(first, next_turn)),
+            policy.age(next_turn),
+            "and looks as young as its child"
+        );
+    }
+
+    #[test]
+    fn what_was_turned_away_is_known_when_it_returns() {
+        let mut policy = Adaptive::new(1000);
+        policy.rank(&access(AccessKind::Offer, 1, 0, 2, Rank(0)));
+        policy.rank(&access(AccessKind::Refused, 2, 1, 2, Rank(0)));
+        policy.rank(&access(AccessKind::Offer, 1, 0, 2, Rank(0)));
+        let again = policy.rank(&access(AccessKind::Offer, 2, 1, 2, Rank(0)));
+        assert_eq!(class_of(again).traits().uses, 1);
+    }
+
+    #[test]
+    fn passers_by_fall_before_what_returns_though_it_is_older() {
+        let mut policy = Adaptive::new(400);
+        let mut stranger = 1_000_000;
+        let (mut returning, mut passing) = (Rank(0), Rank(0));
+        // A hundred blocks that return every 400 accesses, among strangers that never do.
+        for round in 0..200 {
+            for number in 0..100 {
+                let kind = if round == 0 { AccessKind::Offer } else { AccessKind::Hit };
+                returning = policy.rank(&access(kind, number, 0, 1, if round == 0 { Rank(0) } else { returning }));
+                for _ in 0..3 {
+                    stranger += 1;
+                    passing = policy.rank(&access(AccessKind::Offer, stranger, 0, 1, Rank(0)));
+                }
+            }
+        }
+        assert!(passing > returning);
+        assert_eq!(policy.choose(&[returning, passing]), 1, "{policy:?}");
+        assert!(policy.admit(Space::Dram, returning, passing, &access(AccessKind::Offer, 0, 0, 1, Rank(0))));
+        assert!(!policy.admit(Space::Dram, passing, returning, &access(AccessKind::Offer, 0, 0, 1, Rank(0))));
+    }
+
+    #[test]
+    fn without_any_knowledge_the_oldest_falls() {
+        let mut policy = Adaptive::new(1000);
+        let ranks: Vec<Rank> = (0..5).map(|n| policy.rank(&access(AccessKind::Offer, n, 0, 9, Rank(0)))).collect();
+        assert_eq!(policy.choose(&ranks), 0);
+        assert_eq!(policy.choose(&ranks[2..]), 0);
+    }
 }

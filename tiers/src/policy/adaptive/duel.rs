@@ -17,8 +17,9 @@ const SEATS_MAX: u64 = 1 << 14;
 /// What the lead is summed over, in turn-overs of the caches' seats: long enough that chance does not decide, for its
 /// accesses come in chains that hit or miss together.
 const TURN_OVERS: f32 = 4.0;
-/// Recency rules while it leads by more than this share of the accesses, and until it leads no more.
+/// Recency rules from where it leads by more than this share of the accesses on, until its lead has shrunk to the other.
 const LEAD: f32 = 0.003;
+const LEAD_GONE: f32 = 0.0005;
 
 #[derive(Debug, Clone, Copy)]
 struct Seat {
@@ -70,7 +71,7 @@ impl Duel {
         let by_worth = play(&mut self.worth[first..first + WAYS], newcomer, price);
         let span = TURN_OVERS * self.worth.len() as f32;
         self.lead += f32::from(u8::from(by_recency)) - f32::from(u8::from(by_worth)) - self.lead / span;
-        self.recency_rules = self.lead > if self.recency_rules { 0.0 } else { LEAD * span };
+        self.recency_rules = self.lead > span * if self.recency_rules { LEAD_GONE } else { LEAD };
     }
 }
 
@@ -90,4 +91,45 @@ fn play(set: &mut [Seat], newcomer: Seat, value: impl Fn(&Seat) -> f32) -> bool 
 
 fn age(seat: &Seat, clock: u64) -> u32 {
     (clock as u32).wrapping_sub(seat.time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::adaptive::classes::Traits;
+    use crate::policy::adaptive::worth::step_of;
+
+    fn key(number: u64) -> BlockKey {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+        BlockKey::new(bytes)
+    }
+
+    /// Blocks of class `favoured` are said to return late but surely, and never do; those of class `slighted` return.
+    #[test]
+    fn recency_rules_while_worth_misleads_and_no_longer() {
+        let class = |turn| Class::new(Traits { turn, uses: 0, length: 0, last: false });
+        let (favoured, slighted) = (class(1), class(2));
+        let mut opinion = Worth::new();
+        for _ in 0..20_000 {
+            opinion.unused(favoured, 0..step_of(1 << 16));
+            opinion.used(favoured, step_of(1 << 16));
+            opinion.unused(slighted, 0..step_of(1 << 20));
+        }
+        for _ in 0..2_000 {
+            opinion.refresh_one(0, 1e6);
+        }
+        let mut duel = Duel::new(1024);
+        let mut clock = 0;
+        let mut play = |duel: &mut Duel, returns: Class, passes: Class| {
+            for _ in 0..60_000u64 {
+                clock += 2;
+                duel.access(&key(clock / 2 % 400), returns, clock, &opinion);
+                duel.access(&key(1 << 40 | clock / 2), passes, clock, &opinion);
+            }
+            duel.recency_rules()
+        };
+        assert!(play(&mut duel, slighted, favoured), "worth keeps what never returns");
+        assert!(!play(&mut duel, favoured, slighted), "now it is right");
+    }
 }

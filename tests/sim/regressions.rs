@@ -1,5 +1,5 @@
-//! Seeds that once found something in the product, by what they found. Each is planted again by `bugs.sh` under the name
-//! given, so that a change of the worlds which makes a seed harmless does not go unnoticed.
+//! Seeds that once found something in the product, by what they found. Those with a name are planted again by `bugs.sh`,
+//! so that a change of the worlds which makes a seed harmless does not go unnoticed.
 
 use crate::run::run;
 
@@ -15,8 +15,22 @@ fn a_filled_block_keeps_the_parent_it_was_offered_under() {
     run(1);
 }
 
-/// `segment_retried`: a segment that someone held on to was emptied again and again without a pause.
+/// `segment_retried`: a segment that someone held on to was emptied again and again without a pause; in the second seed
+/// because holds of the caller's own counted as somebody letting go.
 #[test]
 fn a_segment_that_cannot_be_emptied_is_left_alone() {
     run(25);
+    run(7872);
+}
+
+/// A queue of spills was left lying when the steps of the last call that came were used up.
+#[test]
+fn spills_go_on_without_further_calls() {
+    run(2544);
+}
+
+/// A slot held by more processes than the steps of one call kept the fences of those that were not looked at.
+#[test]
+fn every_fence_of_a_dead_client_falls() {
+    run(7737);
 }

@@ -56,19 +56,20 @@ impl Pins {
         self.counts.range((slot, LOWEST)..=(slot, Holder::Move)).next().is_some()
     }
 
-    /// A slot that `client` held in an earlier epoch, at or behind `from`, looking at no more than `steps` entries.
+    /// A slot that `client` held in an earlier epoch, at or behind `from`, looking at no more than `steps` slots.
     /// The second value is where to go on; `None` at the end.
     pub(super) fn fenced_by(&self, client: ClientSlot, from: SlotId, steps: u32) -> (Option<SlotId>, Option<SlotId>) {
-        let mut last = None;
-        for ((slot, holder), _) in self.counts.range((from, LOWEST)..).take(steps as usize) {
-            if *holder == Holder::Fenced(client) {
-                return (Some(*slot), Some(*slot));
+        let behind = |slot: SlotId| {
+            self.counts.range((slot, Holder::Move)..).map(|((slot, _), _)| *slot).find(|found| *found > slot)
+        };
+        let mut next = self.counts.range((from, LOWEST)..).next().map(|((slot, _), _)| *slot);
+        for _ in 0..steps {
+            let Some(slot) = next else { break };
+            if self.counts.contains_key(&(slot, Holder::Fenced(client))) {
+                return (Some(slot), Some(slot));
             }
-            last = Some(*slot);
+            next = behind(slot);
         }
-        let next = last.and_then(|last| {
-            self.counts.range((last, Holder::Move)..).map(|((slot, _), _)| *slot).find(|slot| *slot > last)
-        });
         (None, next)
     }
 

@@ -117,6 +117,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let Some(found) = self.leases.get_mut(lease).filter(|lease| !lease.released) else { return };
         found.released = true;
         let LeaseKind::Match { deepest, .. } = found.kind else { return };
+        self.work.segment_stuck = false;
         self.unhold(deepest);
         self.end_lease_if_done(lease);
     }

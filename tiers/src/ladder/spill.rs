@@ -37,6 +37,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// Starts spills as far as devices and space allow, looking at no more than `steps` blocks.
     pub(super) fn work_spills(&mut self, steps: u32, now: Time) {
+        self.work.spills_left = false;
         for _ in 0..steps {
             let Some((id, generation)) = self.spills.front().copied() else { return };
             let current = self.nodes.live(id.0).filter(|id| {
@@ -67,6 +68,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 None => self.drop_spill(id),
             }
         }
+        self.work.spills_left = !self.spills.is_empty();
     }
 
     /// Takes the first of the queue off it.

@@ -154,7 +154,6 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub(super) fn unhold(&mut self, id: NodeId) {
         self.nodes[id].holds -= 1;
         if self.nodes[id].holds == 0 {
-            self.work.segment_stuck = false;
             self.refresh(id);
             self.free_if_empty(id);
         }

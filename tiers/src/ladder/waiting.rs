@@ -234,6 +234,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// Ends a load: nothing more will land. The moves it asked for go on.
     pub(super) fn end_load(&mut self, serial: u64, reason: Option<MissReason>) {
         let Some(load) = self.loads.loads.get_mut(&serial).filter(|load| load.end.is_none()) else { return };
+        self.work.segment_stuck = false;
         let rest = load.path.split_off(load.cursor as usize);
         load.end = Some(LoadEnd { blocks: load.sent + load.landed.len() as u32, reason });
         self.loads.deadlines.remove(&(load.deadline, serial));

@@ -36,6 +36,8 @@ pub(super) struct Work {
     /// A segment could not be emptied because of who holds on to it, and nobody has let go of anything since: trying again
     /// would only keep the caller busy.
     pub(super) segment_stuck: bool,
+    /// The last look at the queue of spills ended for want of steps: nothing else would bring the next.
+    pub(super) spills_left: bool,
     /// Some blocks were not queued for a spill: a sweep finds them.
     pub(super) spills_owed: bool,
     pub(super) spill_cursor: u32,
@@ -107,7 +109,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         steps = self.work_segment_drain(steps);
         self.work_zone_drains(steps);
         self.work_vacates();
-        self.work_spills(self.config.work_per_call / 4, now);
+        self.work_spills((self.config.work_per_call / 4).max(1), now);
         self.work_vacates();
         self.feed(now);
     }
@@ -164,6 +166,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             || !self.work.purges.is_empty()
             || self.dram.draining().is_some()
             || self.zone_drain_goes_on()
+            || self.work.spills_left
             || sweep && self.spills.len() < self.config.spill_queue_max as usize / 2
     }
 

@@ -213,9 +213,9 @@ mod tests {
         assert!(hits(&trace, 2, &mut Lru::default()) < 4);
     }
 
-    /// What the node daemon's issue asks for, as far as it holds; docs/decisions/0007-eviction.md has the whole table.
+    /// What holds of what was asked for; docs/decisions/0007-eviction.md has the whole table.
     #[test]
-    fn the_adaptive_policy_closes_a_quarter_of_the_gap_and_loses_nowhere() {
+    fn the_adaptive_policy_gains_where_there_is_little_room_and_loses_nowhere() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/traces/conversation.jsonl");
         let recorded = traces::read(path.as_ref()).expect("the trace is part of the repository");
         let blocks: usize = recorded.iter().map(Vec::len).sum();
@@ -228,7 +228,7 @@ mod tests {
             let lru = percent(hits(trace, capacity, &mut Lru::default()), trace);
             (lru, percent(hits(trace, capacity, &mut Adaptive::new(capacity as u64)), trace))
         };
-        for (capacity, known_lru, least) in [(2_000, 5.4, 10.5), (10_000, 21.1, 23.0), (40_000, 35.1, 34.6)] {
+        for (capacity, known_lru, least) in [(2_000, 5.4, 10.5), (10_000, 21.1, 23.0), (40_000, 35.1, 34.9)] {
             let (lru, adaptive) = both(&recorded, capacity);
             assert!((lru - known_lru).abs() < 0.1, "LRU at {capacity}: {lru}");
             assert!(adaptive >= least, "adaptive at {capacity}: {adaptive}");

@@ -18,7 +18,7 @@ pub use lru::Lru;
 pub struct Rank(pub u64);
 
 /// How many ancestors of the deepest matched block are told: enough to learn from, few enough for a match of microseconds.
-pub const ABOVE_MAX: u32 = 32;
+pub const ABOVE_MAX: u32 = 16;
 
 /// Queues that a policy may sort the evictable blocks of a space into.
 pub const QUEUES_MAX: usize = 256;
@@ -66,7 +66,7 @@ pub enum Space {
     Nvme,
 }
 
-/// Decides what is worth its space. Deterministic, bounded memory, a few dozen nanoseconds per call, no clock.
+/// Decides what is worth its space. Deterministic, bounded memory, a few hundred nanoseconds per call, no clock.
 pub trait Policy {
     /// A block was accessed: its new rank. Every access that the ladder tells of comes here exactly once.
     fn rank(&mut self, access: &Access) -> Rank;

@@ -12,7 +12,7 @@
 //! rank, 64 bits:  | clock of the last use: 56 | class: 8 |
 //! ```
 //!
-//! Memory: 12 bytes per tracked block ([`history`]), 131 072 to 262 144 of them whatever the size of the cache, and 750 KiB at most.
+//! Memory: 12 bytes per tracked block ([`history`]), 131 072 to 262 144 of them whatever the size of the cache, and 800 KiB at most.
 
 mod classes;
 mod duel;
@@ -21,18 +21,19 @@ mod worth;
 
 use kvd_proto::BlockKey;
 
-use super::{Access, AccessKind, Policy, Rank, Space};
+use super::{ABOVE_MAX, Access, AccessKind, Policy, Rank, Space};
 use classes::{Class, Traits};
 use duel::Duel;
-use history::{History, Lookup, Past};
+use history::{History, Lookup, Now, Past, Times};
 use worth::Worth;
 
 /// Fewest and most tracked blocks: 1.5 and 3 MiB.
 const TRACKED: std::ops::RangeInclusive<u64> = 1 << 17..=1 << 18;
-/// Entries of the history looked at per access: once around in 4 096 to 8 192 accesses.
-const SWEPT_PER_ACCESS: usize = 32;
-/// One table of worths is renewed every so many accesses.
-const ACCESSES_PER_REFRESH: u64 = 2;
+/// Upkeep is done with each hit's deepest block and each offered one; the blocks above a hit stay cheap. Entries of the
+/// history looked at each time: once around in 16 384 to 32 768 times.
+const SWEPT_PER_UPKEEP: usize = 8;
+/// One table of worths, some 800 ns, is renewed at every so many.
+const UPKEEPS_PER_REFRESH: u64 = 8;
 /// Weight of one fall in the running mean: it follows a change within some hundred falls.
 const MEAN_WEIGHT: f32 = 1.0 / 256.0;
 /// A block with less than this chance of a use while the cache is filled once over is worth no more than any other such
@@ -41,6 +42,11 @@ const CHANCE_FLOOR: f32 = 0.03;
 /// The number of blocks that a cache holds when its first block falls is believed down to this part of what was announced.
 const SMALLER_MAX: u64 = 64;
 const CLASS_BITS: u32 = 8;
+/// Blocks that one match tells at most.
+const TOLD: usize = ABOVE_MAX as usize + 1;
+/// Matches that may be under way until the store that follows each: more engines than a node has.
+const MATCHES: usize = 32;
+const NOT_TOUCHED: Touched = Touched { rank: Rank(0), position: 0, count: 0, keys: [BlockKey::new([0; 16]); TOLD] };
 
 /// The adaptive policy.
 pub struct Adaptive {
@@ -49,6 +55,7 @@ pub struct Adaptive {
     duel: Duel,
     /// Accesses so far.
     clock: u64,
+    upkeeps: u64,
     /// Running mean of the age at which blocks fall from the arena; before the first fall, what a full cache would give.
     fall_age: f32,
     /// Blocks that the arena holds: announced until the first one falls.
@@ -57,6 +64,19 @@ pub struct Adaptive {
     resident: u64,
     fallen: bool,
     offered: Offered,
+    /// The last matches, in turn.
+    touched: [Touched; MATCHES],
+    last_touched: usize,
+}
+
+/// What a match told: the blocks that will be told again only if the chain does not grow too much.
+#[derive(Clone, Copy)]
+struct Touched {
+    /// The rank given to the deepest block, by which an offer behind it is recognised.
+    rank: Rank,
+    position: u32,
+    count: usize,
+    keys: [BlockKey; TOLD],
 }
 
 /// The offer that is being asked about, block after block.
@@ -85,11 +105,14 @@ impl Adaptive {
             history: History::new(tracked as usize),
             duel: Duel::new(blocks),
             clock: 0,
+            upkeeps: 0,
             fall_age: blocks as f32,
             blocks,
             resident: 0,
             fallen: false,
             offered: Offered::default(),
+            touched: [NOT_TOUCHED; MATCHES],
+            last_touched: 0,
         }
     }
 
@@ -109,6 +132,39 @@ impl Adaptive {
         self.worth.of(class_of(rank), self.age(rank)).max(CHANCE_FLOOR / self.blocks as f32)
     }
 
+    /// A chain grows behind a match: of the blocks that were told, those that are too far from its end now.
+    fn unwatch_above(&mut self, first: &Access) {
+        let found = self.touched.iter().find(|touched| touched.count > 0 && touched.rank == first.rank);
+        let Some(touched) = found.filter(|touched| touched.position + 1 == first.position) else { return };
+        let end = first.chain_blocks.saturating_sub(1);
+        for (up, key) in touched.keys[..touched.count].iter().enumerate() {
+            if end - touched.position.min(end) + up as u32 > ABOVE_MAX {
+                self.history.unwatch(key);
+            }
+        }
+    }
+
+    fn note_touched(&mut self, access: &Access, rank: Rank) {
+        if access.kind == AccessKind::Hit {
+            self.last_touched = (self.last_touched + 1) % MATCHES;
+            self.touched[self.last_touched] = Touched { rank, position: access.position, ..NOT_TOUCHED };
+        }
+        let touched = &mut self.touched[self.last_touched];
+        if let Some(place) = touched.keys.get_mut(touched.count) {
+            *place = access.key;
+            touched.count += 1;
+        }
+    }
+
+    /// A little of the work that keeps counts and worths up to date.
+    fn upkeep(&mut self) {
+        self.upkeeps += 1;
+        self.history.sweep(SWEPT_PER_UPKEEP, self.clock, &mut self.worth);
+        if self.upkeeps.is_multiple_of(UPKEEPS_PER_REFRESH) {
+            self.worth.refresh_one(self.clock, self.fall_age);
+        }
+    }
+
     /// The first block falls: what is in the arena now is what it holds.
     fn learn_size(&mut self) {
         let blocks = self.resident.clamp(self.blocks / SMALLER_MAX, self.blocks).max(1);
@@ -123,6 +179,7 @@ impl Adaptive {
         if !goes_on || access.position == 0 {
             let turn = if access.position == 0 { 0 } else { class_of(access.rank).traits().turn + 1 };
             self.offered = Offered { turn, uses: 0, fresh: false, ..Offered::default() };
+            self.unwatch_above(access);
         }
         let offered = &mut self.offered;
         (offered.next_position, offered.chain_blocks) = (access.position + 1, access.chain_blocks);
@@ -160,13 +217,21 @@ impl Policy for Adaptive {
                 return self.encode(class_of(access.rank));
             }
         };
-        self.history.access(&access.key, past, self.clock, self.fall_age as u64, &mut self.worth);
+        let from_end = access.chain_blocks.saturating_sub(access.position + 1);
+        let now = Now { past, watched: from_end <= ABOVE_MAX };
+        let times = Times { clock: self.clock, fall_age: self.fall_age as u64 };
+        self.history.access(&access.key, now, times, &mut self.worth);
         self.duel.access(&access.key, past.class, self.clock, &self.worth);
-        self.history.sweep(SWEPT_PER_ACCESS, self.clock, &mut self.worth);
-        if self.clock.is_multiple_of(ACCESSES_PER_REFRESH) {
-            self.worth.refresh_one(self.clock, self.fall_age);
+        let rank = self.encode(past.class);
+        match access.kind {
+            AccessKind::Hit => {
+                self.note_touched(access, rank);
+                self.upkeep();
+            }
+            AccessKind::Above => self.note_touched(access, rank),
+            AccessKind::Offer | AccessKind::Refused | AccessKind::Fetch => self.upkeep(),
         }
-        self.encode(past.class)
+        rank
     }
 
     fn admit(&mut self, space: Space, candidate: Rank, victim: Rank, access: &Access) -> bool {

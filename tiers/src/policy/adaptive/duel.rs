@@ -125,7 +125,7 @@ mod tests {
             for _ in 0..60_000u64 {
                 clock += 2;
                 duel.access(&key(clock / 2 % 400), returns, clock, &opinion);
-                duel.access(&key(1 << 40 | clock / 2), passes, clock, &opinion);
+                duel.access(&key((1 << 40) | (clock / 2)), passes, clock, &opinion);
             }
             duel.recency_rules()
         };

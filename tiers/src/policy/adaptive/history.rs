@@ -1,5 +1,9 @@
 //! What became of a sample of blocks, resident or not: the ground that worth is learnt on, and the memory of who was here.
 //!
+//! Not every use is told: of a match only its end is ([`ABOVE_MAX`](crate::policy::ABOVE_MAX) blocks). So a block counts for
+//! learning only while it is near enough to the end of its chain that its next use would be told; the others are remembered,
+//! or long chains would look as if their heads were never used.
+//!
 //! A fixed table of [`ENTRY_BYTES`] bytes per tracked block, four places per set, the oldest gives way. Keys are uniform,
 //! so a sample is "the keys whose top bits are zero"; when entries give way too young the sample is halved.
 
@@ -23,20 +27,44 @@ struct Entry {
     turn: u8,
     /// Steps of its age that are counted already.
     counted: u8,
-    occupied: bool,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Free,
+    /// Remembered only.
+    Unwatched,
+    /// Its next use will be told: it counts.
+    Watched,
 }
 
 /// What a tracked block costs.
 pub(super) const ENTRY_BYTES: usize = size_of::<Entry>();
 const _: () = assert!(ENTRY_BYTES == 12);
 
-const FREE: Entry = Entry { print: 0, time: 0, class: 0, turn: 0, counted: 0, occupied: false };
+const FREE: Entry = Entry { print: 0, time: 0, class: 0, turn: 0, counted: 0, state: State::Free };
 
 /// What is remembered of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Past {
     pub(super) class: Class,
     pub(super) turn: u8,
+}
+
+/// What a block is now.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    pub(super) past: Past,
+    /// Its next use will be told.
+    pub(super) watched: bool,
+}
+
+/// When, and on what scale of time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) clock: u64,
+    pub(super) fall_age: u64,
 }
 
 /// Whether a block is known.
@@ -75,7 +103,7 @@ impl History {
 
     fn find(&self, word: u64) -> Option<usize> {
         let print = print(word);
-        self.set_of(word).find(|at| self.entries[*at].occupied && self.entries[*at].print == print)
+        self.set_of(word).find(|at| self.entries[*at].state != State::Free && self.entries[*at].print == print)
     }
 
     pub(super) fn look(&self, key: &BlockKey) -> Lookup {
@@ -93,7 +121,8 @@ impl History {
     }
 
     /// A block was accessed and is of this class from now on. What it went through before is counted.
-    pub(super) fn access(&mut self, key: &BlockKey, now: Past, clock: u64, fall_age: u64, worth: &mut Worth) {
+    pub(super) fn access(&mut self, key: &BlockKey, now: Now, times: Times, worth: &mut Worth) {
+        let Times { clock, fall_age } = times;
         let word = word(key);
         if !self.sampled(print(word)) {
             return;
@@ -102,9 +131,11 @@ impl History {
             Some(at) => {
                 let entry = self.entries[at];
                 let step = step_of(age(&entry, clock));
-                let class = Class::from_byte(entry.class);
-                worth.unused(class, usize::from(entry.counted).min(step)..step);
-                worth.used(class, step);
+                if entry.state == State::Watched {
+                    let class = Class::from_byte(entry.class);
+                    worth.unused(class, usize::from(entry.counted).min(step)..step);
+                    worth.used(class, step);
+                }
                 at
             }
             None => self.make_room(word, clock, fall_age, worth),
@@ -112,21 +143,29 @@ impl History {
         self.entries[at] = Entry {
             print: print(word),
             time: clock as u32,
-            class: now.class.byte(),
-            turn: now.turn,
+            class: now.past.class.byte(),
+            turn: now.past.turn,
             counted: 0,
-            occupied: true,
+            state: if now.watched { State::Watched } else { State::Unwatched },
         };
+    }
+
+    /// The chain has grown beyond this block: its next use will not be told.
+    pub(super) fn unwatch(&mut self, key: &BlockKey) {
+        let word = word(key);
+        if let Some(at) = self.find(word) {
+            self.entries[at].state = State::Unwatched;
+        }
     }
 
     fn make_room(&mut self, word: u64, clock: u64, fall_age: u64, worth: &mut Worth) -> usize {
         let set = self.set_of(word);
         let oldest = |at: &usize| {
             let entry = &self.entries[*at];
-            (entry.occupied, std::cmp::Reverse(age(entry, clock)))
+            (entry.state != State::Free, std::cmp::Reverse(age(entry, clock)))
         };
         let at = set.min_by_key(oldest).expect("a set has places");
-        if self.entries[at].occupied {
+        if self.entries[at].state != State::Free {
             if age(&self.entries[at], clock) < KEEP_AGES * fall_age {
                 self.gave_way_young += 1;
                 if self.gave_way_young > self.entries.len() / 4 && self.halvings < HALVINGS_MAX {
@@ -147,7 +186,7 @@ impl History {
         let entry = &mut self.entries[at];
         let step = step_of(age(entry, clock));
         let counted = usize::from(entry.counted);
-        if entry.occupied && step > counted {
+        if entry.state == State::Watched && step > counted {
             entry.counted = step as u8;
             worth.unused(Class::from_byte(entry.class), counted..step);
         }

@@ -37,6 +37,17 @@ fn timed<T>(longest: &mut Duration, call: impl FnOnce() -> T) -> T {
     result
 }
 
+/// A stop signal takes effect thread by thread; until it has, a handshake may still be answered.
+fn stands_still(daemon: &Daemon) -> bool {
+    let tasks = format!("/proc/{}/task", daemon.pid().as_raw_nonzero());
+    let stopped = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // The state stands behind the name, which may hold anything but ends with the last bracket.
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+    };
+    std::fs::read_dir(tasks).expect("the daemon lives").flatten().all(stopped)
+}
+
 fn one_turn(engine: &TestEngine, chain: u64, calls: &Mutex<Calls>) {
     let mut mine = Calls::default();
     timed(&mut mine.store, || engine.store(chain, 0, CHAIN));
@@ -80,6 +91,7 @@ fn calls_miss_in_time_while_the_daemon_stands_still() {
     for _ in 0..stops {
         std::thread::sleep(Duration::from_micros(rng.random_range(0..200_000)));
         daemon.signal(Signal::STOP);
+        within(Duration::from_secs(1), "every thread of the daemon stands still", || stands_still(&daemon));
         let stopped = Instant::now();
         // Nobody can join either, and finds that out in time.
         let mut join = Duration::ZERO;

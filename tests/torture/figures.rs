@@ -78,6 +78,8 @@ pub(crate) struct Figures {
     pub(crate) rejoin_ms: Millis,
     /// Starts after which DRAM records had been adopted and were read from DRAM.
     pub(crate) dram_adopted_cycles: u64,
+    /// Cycles in which the sample taken before the kill was hit in the adopted arena.
+    pub(crate) dram_hit_cycles: u64,
     /// The longest single call of an engine.
     pub(crate) call_ms_max: f64,
 }
@@ -93,6 +95,11 @@ impl Figures {
         assert!(self.dram_still.ratio_min >= 0.999, "DRAM was not adopted whole: {:?}", self.dram_still);
         assert!(self.matched_still.ratio_min >= 0.999, "chains got shorter: {:?}", self.matched_still);
         assert_eq!(self.dram_adopted_cycles, self.cycles, "each start adopts DRAM");
+        assert!(
+            self.dram_hit_cycles * 10 >= self.cycles * 8,
+            "what is adopted is hit: {} cycles",
+            self.dram_hit_cycles
+        );
         assert!(self.restart_ms.p99 <= 1000.0, "ready too late: {:?}", self.restart_ms);
     }
 }

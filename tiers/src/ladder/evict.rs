@@ -82,7 +82,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             Space::Dram => &self.dram.class(class).order,
             Space::Nvme => &self.nvme.class(class).order,
         };
-        order.firsts(&self.nodes, &mut self.firsts.0, &mut self.firsts.1);
+        order.firsts(&mut self.firsts.0, &mut self.firsts.1);
         let (ids, ranks) = &self.firsts;
         match ids.len() {
             0 | 1 => ids.first().copied(),
@@ -95,7 +95,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         if self.dram.draining().is_some() || self.work.segment_stuck {
             return;
         }
-        let coldest = |order: &Order| order.coldest(&self.nodes).map(|id| (self.nodes[id].order(), id));
+        let coldest = |order: &Order| order.coldest().map(|id| (self.nodes[id].order(), id));
         let own = coldest(&self.dram.class(class).order);
         let other = self.dram.classes().filter_map(|other| coldest(&other.order)).min();
         let Some((order, id)) = other else { return };

@@ -11,22 +11,25 @@ pub(super) struct Order {
     space: Space,
     /// Made when first used.
     queues: Vec<Heap>,
+    /// The first of each queue and its rank: found without touching a node per queue.
+    firsts: Vec<(Rank, NodeId)>,
     /// Queues that are not empty, one bit each.
     filled: [u64; WORDS],
 }
 
 impl Order {
     pub(super) const fn new(space: Space) -> Self {
-        Self { space, queues: Vec::new(), filled: [0; WORDS] }
+        Self { space, queues: Vec::new(), firsts: Vec::new(), filled: [0; WORDS] }
     }
 
     /// Adds a node to the queue of its rank, or gives it the place there that its rank now deserves.
     pub(super) fn put(&mut self, nodes: &mut Nodes, queue: usize, id: NodeId) {
         while self.queues.len() <= queue {
             self.queues.push(Heap::new(self.space));
+            self.firsts.push((Rank::default(), NodeId::NONE));
         }
         self.queues[queue].put(nodes, id);
-        self.filled[queue / 64] |= 1 << (queue % 64);
+        self.note_first(nodes, queue);
     }
 
     /// Takes a node out of the queue of its rank, if it stands there.
@@ -34,35 +37,43 @@ impl Order {
         if nodes[id].place(self.space) == NOWHERE {
             return;
         }
-        let heap = &mut self.queues[queue];
-        heap.remove(nodes, id);
-        if heap.top().is_none() {
-            self.filled[queue / 64] &= !(1 << (queue % 64));
+        self.queues[queue].remove(nodes, id);
+        self.note_first(nodes, queue);
+    }
+
+    fn note_first(&mut self, nodes: &Nodes, queue: usize) {
+        let bit = 1 << (queue % 64);
+        match self.queues[queue].top() {
+            Some(id) => {
+                self.firsts[queue] = (nodes[id].rank(), id);
+                self.filled[queue / 64] |= bit;
+            }
+            None => self.filled[queue / 64] &= !bit,
         }
     }
 
-    fn tops(&self) -> impl Iterator<Item = NodeId> {
+    fn tops(&self) -> impl Iterator<Item = (Rank, NodeId)> {
         let filled = self.filled.iter().enumerate().flat_map(|(word, bits)| {
             std::iter::successors(Some(*bits), |bits| Some(bits & bits.wrapping_sub(1)))
                 .take_while(|bits| *bits != 0)
                 .map(move |bits| word * 64 + bits.trailing_zeros() as usize)
         });
-        filled.filter_map(|queue| self.queues[queue].top())
+        filled.map(|queue| self.firsts[queue])
     }
 
     /// The first of each queue, with its rank.
-    pub(super) fn firsts(&self, nodes: &Nodes, ids: &mut Vec<NodeId>, ranks: &mut Vec<Rank>) {
+    pub(super) fn firsts(&self, ids: &mut Vec<NodeId>, ranks: &mut Vec<Rank>) {
         ids.clear();
         ranks.clear();
-        for id in self.tops() {
+        for (rank, id) in self.tops() {
             ids.push(id);
-            ranks.push(nodes[id].rank());
+            ranks.push(rank);
         }
     }
 
     /// The node with the lowest rank, whatever the policy would choose.
-    pub(super) fn coldest(&self, nodes: &Nodes) -> Option<NodeId> {
-        self.tops().min_by_key(|id| nodes[*id].order())
+    pub(super) fn coldest(&self) -> Option<NodeId> {
+        self.tops().min_by_key(|(rank, _)| *rank).map(|(_, id)| id)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -70,7 +81,8 @@ impl Order {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.queues.capacity() * size_of::<Heap>() + self.queues.iter().map(Heap::memory_bytes).sum::<usize>()
+        self.queues.capacity() * (size_of::<Heap>() + size_of::<(Rank, NodeId)>())
+            + self.queues.iter().map(Heap::memory_bytes).sum::<usize>()
     }
 
     /// Each node stands in the queue that `queue_of` says, and all heaps are in order.
@@ -78,6 +90,9 @@ impl Order {
         for (queue, heap) in self.queues.iter().enumerate() {
             let filled = self.filled[queue / 64] >> (queue % 64) & 1 == 1;
             assert_eq!(filled, heap.len() > 0, "queue {queue} is marked as filled");
+            if let Some(id) = heap.top() {
+                assert_eq!(self.firsts[queue], (nodes[id].rank(), id), "the first of queue {queue} is known");
+            }
             heap.check(nodes);
             heap.iter().for_each(|id| assert_eq!(queue_of(id), queue, "queue of {id:?}"));
         }

@@ -163,7 +163,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// If another class holds a colder block than this one's coldest, one of its zones changes hands.
     fn drain_colder_zone(&mut self, class: u16) {
-        let coldest = |class: &NvmeClass| class.order.coldest(&self.nodes).map(|id| (self.nodes[id].order(), id));
+        let coldest = |class: &NvmeClass| class.order.coldest().map(|id| (self.nodes[id].order(), id));
         let own = coldest(self.nvme.class(class));
         let Some((order, id)) = self.nvme.classes().filter_map(coldest).min() else { return };
         if own.is_some_and(|(own, _)| own <= order) || !self.work.zone_may_change {

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kvd_nixl::io::FaultPlan;
-use kvd_proto::BlockKey;
+use kvd_proto::{BlockKey, Time};
 use kvd_tiers::ladder::ExplainedRecord;
-use kvd_tiers::{ClientSlot, SlotEntry};
+use kvd_tiers::{ClientSlot, SlotEntry, SlotId};
 
 use crate::blocks::Block;
 use crate::daemon::Recovered;
+use crate::engines::Process;
 use crate::world::World;
 
 impl World {
@@ -56,6 +57,18 @@ impl World {
         }
         if self.events.is_multiple_of(16) {
             self.check_closure();
+            self.check_pins();
+        }
+    }
+
+    /// A process that has joined has pinned what it holds and nothing else, once the ladder has nothing left to do.
+    fn check_pins(&self) {
+        let busy = self.daemon.as_ref().is_none_or(|daemon| daemon.ladder.poll_timeout() == Some(Time::ZERO));
+        let joined = |process: &&Process| process.alive && process.epoch == self.epoch && !busy;
+        for process in self.processes.iter().filter(joined) {
+            let held: BTreeSet<SlotId> = process.slots().collect();
+            let more = self.table.pinned_by(process.client).into_iter().find(|slot| !held.contains(slot));
+            assert!(more.is_none(), "{more:?} is pinned for {:?}, which does not hold it", process.client);
         }
     }
 

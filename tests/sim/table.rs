@@ -114,6 +114,17 @@ impl Table {
         segment.and_then(|found| found.slots.get(slot.index() as usize)).map_or(0, |words| words.pins)
     }
 
+    /// Slots that `client` has pinned.
+    pub(crate) fn pinned_by(&self, client: ClientSlot) -> Vec<SlotId> {
+        let arena = self.0.borrow();
+        let mut all = Vec::new();
+        for (id, segment) in &arena.segments {
+            let pinned = segment.slots.iter().enumerate().filter(|(_, words)| words.pins & client.bit() != 0);
+            all.extend(pinned.map(|(index, _)| SlotId::new(*id, index as u32)));
+        }
+        all
+    }
+
     /// Slots with a sealed record, and the record.
     pub(crate) fn resident(&self) -> Vec<(SlotId, SlotEntry)> {
         let arena = self.0.borrow();

@@ -51,6 +51,8 @@ impl Asks for Script {
                 sessions: 1,
                 leases: 2,
                 moves: 0,
+                purges: 0,
+                draining: false,
                 restored_dram: 3,
                 restored_nvme: 4,
                 index_bytes: 1024,

@@ -166,6 +166,10 @@ pub struct StatusReply {
     pub leases: u32,
     /// Moves under way.
     pub moves: u32,
+    /// Purges that are not at their end yet.
+    pub purges: u32,
+    /// A drain is under way: nothing new is stored until what only DRAM holds lies on the devices.
+    pub draining: bool,
     /// Records found at start, by tier.
     pub restored_dram: u64,
     /// The same for NVMe.

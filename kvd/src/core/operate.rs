@@ -77,6 +77,8 @@ impl Core {
             sessions: self.clients.iter().flatten().filter(|client| client.link.is_some()).count() as u32,
             leases: stats.leases,
             moves: self.in_flight.len() as u32,
+            purges: stats.purges,
+            draining: stats.draining,
             restored_dram: self.report.restored_dram,
             restored_nvme: self.report.restored_nvme,
             index_bytes: stats.memory_bytes,

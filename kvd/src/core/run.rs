@@ -59,6 +59,10 @@ impl Core {
         worked |= self.serve_rings();
         let now = clock::now();
         self.ladder.tick(now);
+        if self.ladder.drained() {
+            // An operator's drain is a wait, not a state: stores go on behind it.
+            self.ladder.drain(false, now);
+        }
         worked |= self.hand_out_moves(now);
         worked |= self.pass_on_replies();
         self.deliver();

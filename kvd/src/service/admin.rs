@@ -295,11 +295,17 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
             namespace = namespace.map(|digest| digest.to_string()),
             "purged by an operator"
         );
-        let done = Progress { done: blocks, total: blocks, skipped, corrupt: 0, finished: true };
-        Ok(Response::new(stream(
-            move || std::future::ready(Ok(done)),
-            |progress| proto::PurgeResponse { progress: Some(progress) },
-        )))
+        let core = self.core.clone();
+        let step = move || {
+            let core = core.clone();
+            async move {
+                let status = ask!(core, AdminCommand::Status, AdminReply::Status(status) => status);
+                // While a purge of everything runs, what is left to go is what is still here.
+                let left = if status.purges == 0 { 0 } else { status.blocks.min(blocks) };
+                Ok(Progress { done: blocks - left, total: blocks, skipped, corrupt: 0, finished: status.purges == 0 })
+            }
+        };
+        Ok(Response::new(stream(step, |progress| proto::PurgeResponse { progress: Some(progress) })))
     }
 
     async fn prefetch(
@@ -318,8 +324,8 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
             let core = core.clone();
             async move {
                 let status = ask!(core, AdminCommand::Status, AdminReply::Status(status) => status);
-                let left = u64::from(status.moves).min(blocks);
-                Ok(Progress { done: blocks - left, total: blocks, skipped, corrupt: 0, finished: left == 0 })
+                let left = if status.draining { u64::from(status.moves).min(blocks) } else { 0 };
+                Ok(Progress { done: blocks - left, total: blocks, skipped, corrupt: 0, finished: !status.draining })
             }
         };
         Ok(Response::new(stream(step, |progress| proto::DrainResponse { progress: Some(progress) })))

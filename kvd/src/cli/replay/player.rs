@@ -59,6 +59,8 @@ impl Player {
     pub(in crate::cli) fn connect(options: &PlayerOptions) -> Result<Self, Failure> {
         let mut connect = EngineOptions::new(&options.socket, InstanceId::new([options.number + 1; 16]));
         connect.client_name = format!("replay-{}", options.number);
+        // A replay measures hit rates: a hiccup of a loaded machine must not pass for a cold block.
+        connect.match_deadline = Some(Duration::from_secs(1));
         connect.load_deadline = Some(Duration::from_secs(10));
         let engine = Engine::connect(connect).map_err(|error| {
             let message = format!("no engine session on {}: {error}", options.socket.display());

@@ -24,6 +24,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub fn finished(&mut self, id: MoveId, outcome: Outcome, now: Time) {
         let flight = self.flights.remove(&id).expect("each move ends once");
         self.work.segment_stuck = false;
+        self.settle_use();
         match flight {
             Flight::Spill { node, generation, from, to } => self.spill_ended(node, generation, from, to, outcome, now),
             Flight::Fetch { node, from, to } => self.fetch_ended(node, from, to, outcome, now),

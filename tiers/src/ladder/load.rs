@@ -34,6 +34,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         out: &mut Vec<Landed>,
     ) -> LoadState {
         self.counters.loads += 1;
+        self.settle_use();
         let Some((path, speed)) = self.path(client, lease, first, count) else {
             return self.done_at_once(out, MissReason::LeaseLost);
         };
@@ -167,6 +168,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         hashes: &(impl HashSource + ?Sized),
         now: Time,
     ) -> u32 {
+        self.settle_use();
         let Some(instance) = self.instances.of(client) else { return 0 };
         let Some((lane, group_key)) = self.views.get(view).map(|view| (view.lane, view.group_key)) else { return 0 };
         let (blocks, deepest) = self.longest_prefix(lane, &group_key, hashes);

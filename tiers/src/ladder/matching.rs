@@ -23,6 +23,15 @@ enum Probe {
     Misplaced,
 }
 
+/// A match that the policy has not heard of yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Use {
+    deepest: NodeId,
+    generation: u32,
+    blocks: u32,
+    at: Time,
+}
+
 impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// The longest prefix of the chain that is here, from its first block on. With `want_lease`, it is held until the lease
     /// is released, was idle for too long, or its instance is gone; a lease is cut to what the instance's cap leaves.
@@ -35,6 +44,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         now: Time,
     ) -> Matched {
         self.counters.matches += 1;
+        self.settle_use();
         let missed = |miss| Matched { blocks: 0, lease: None, miss, slowest: None, estimate: Duration::ZERO };
         let (Some(instance), Some(found)) = (self.instances.of(client), self.views.get(view)) else {
             return missed(Some(MissReason::LeaseLost));
@@ -52,7 +62,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             self.note_match(0, miss);
             return missed(miss);
         }
-        self.touch(deepest, blocks, now);
+        // The policy hears of it after the answer: it costs more than all the rest.
+        let used = Use { deepest, generation: self.nodes[deepest].generation, blocks, at: now };
         let mut lease = None;
         if want_lease {
             let slot_bytes = u64::from(self.lanes.get(lane).slot_bytes);
@@ -67,6 +78,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 deepest = self.nodes[deepest].parent;
             }
             if blocks == 0 {
+                self.work.used = Some(used);
                 self.note_match(0, miss);
                 return missed(miss);
             }
@@ -87,6 +99,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 released: false,
             }));
         }
+        self.work.used = Some(used);
         self.note_match(blocks, miss);
         let (bytes, slowest) = self.below(deepest, blocks);
         let estimate = match bytes {
@@ -100,6 +113,14 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.counters.blocks_matched += u64::from(blocks);
         if let Some(reason) = miss {
             self.counters.missed(reason);
+        }
+    }
+
+    /// Tells the policy of the last match, before anything that asks it which block falls.
+    pub(super) fn settle_use(&mut self) {
+        let Some(Use { deepest, generation, blocks, at }) = self.work.used.take() else { return };
+        if self.nodes.live(deepest.0).is_some_and(|id| self.nodes[id].generation == generation) {
+            self.touch(deepest, blocks, at);
         }
     }
 

@@ -54,6 +54,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         out: &mut Vec<Granted>,
     ) -> Option<LeaseId> {
         self.counters.offers += 1;
+        self.settle_use();
         let count = offer.hashes.len();
         let refused = |reason| Granted::without_slot(GrantedStatus::Refused, Some(reason));
         if count == 0 {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use kvd_proto::Time;
 
 use super::background::VERIFIES_MAX;
+use super::matching::Use;
 use super::moves::Move;
 use super::pins::Holder;
 use super::port::SlotTable;
@@ -20,6 +21,8 @@ pub(super) const LOOKS_PER_STEP: u32 = 16;
 /// Where each kind of work stands.
 #[derive(Debug, Default)]
 pub(super) struct Work {
+    /// The last match, until the policy hears of it.
+    pub(super) used: Option<Use>,
     /// Client slots whose leases are swept, one bit each, and where the sweep stands.
     pub(super) reaping: u64,
     pub(super) reap_cursor: u32,
@@ -101,6 +104,7 @@ impl Work {
 impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// Bounded work that may be due after any call.
     pub(super) fn work_some(&mut self, now: Time) {
+        self.settle_use();
         let mut steps = self.config.work_per_call;
         steps = self.work_cuts(steps);
         steps = self.work_reap(steps);
@@ -116,6 +120,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// Time went on. Call at [`Ladder::poll_timeout`] or later.
     pub fn tick(&mut self, now: Time) {
+        self.settle_use();
         self.expire_loads(now, self.config.work_per_call);
         let idle_since = Time::from_nanos(
             now.as_nanos().saturating_sub(u64::try_from(self.config.lease_idle.as_nanos()).unwrap_or(u64::MAX)),

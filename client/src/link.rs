@@ -135,6 +135,14 @@ impl Link {
         }
     }
 
+    /// Takes a place for a call if one is free now.
+    pub(crate) fn try_call(&self, deadline: Instant) -> Option<Call<'_>> {
+        let mut state = self.lock();
+        let place = state.calls.iter().position(|place| *place == Place::Free).filter(|_| !self.is_down())?;
+        state.calls[place] = Place::Taken { token: 0, partial: None, last: None };
+        Some(Call { link: self, place, op: Op::Release, deadline })
+    }
+
     /// Sends a request to whose answer nobody listens.
     pub(crate) fn give_back(&self, op: Op, lease: u64) {
         let mut state = self.lock();
@@ -302,6 +310,11 @@ impl Call<'_> {
 
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// The next request may take until then.
+    pub(crate) fn renew(&mut self, deadline: Instant) {
+        self.deadline = deadline;
     }
 
     /// Sends a request; slab, token and deadline are filled in here. The one before must have been answered.

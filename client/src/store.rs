@@ -15,6 +15,8 @@ use crate::session::Session;
 use crate::view::{Opened, View, request};
 use std::sync::Arc;
 
+/// Bytes of the copies of one batch: some hundred microseconds, in which the daemon deals with the batches around it.
+const BATCH_BYTES: usize = 4 << 20;
 /// Blocks of one offer: enough to spread the round trips, few enough that the first ones are of use to others soon.
 const BLOCKS_PER_OFFER_MAX: usize = 256;
 const _: () = assert!(BLOCKS_PER_OFFER_MAX <= BLOCKS_PER_CALL_MAX as usize);
@@ -72,78 +74,158 @@ impl View {
             stored.refuse(count, MissReason::Cold);
             return stored;
         }
-        let mut done = 0;
-        while done < count {
-            let deadline = Instant::now() + self.engine.shared.options.store_deadline;
-            let offered = self.inner.opened(&session, deadline).and_then(|opened| {
-                let call = session.link.call(deadline)?;
-                let most = self.blocks_per_offer(&call, block_tokens);
-                let batch = Batch { store, first: done, count: most.min(count - done), block_tokens };
-                let before = stored;
-                let result = self.store_batch(&session, opened, call, &batch, &mut stored);
-                if result.is_err() {
-                    // Nothing of the batch is known to be published.
-                    stored = before;
-                }
-                result.map(|()| batch.count)
-            });
-            match offered {
-                Ok(blocks) => done += blocks,
-                Err(error) => {
-                    stored.refuse(count - done, reason_of(error));
-                    return stored;
-                }
-            }
+        let mut settled = 0;
+        let deadline = self.store_deadline();
+        let ended = self.inner.opened(&session, deadline).and_then(|opened| {
+            let lane = Lane { view: self, session: &session, opened };
+            lane.store_all(&Batches { store, count, block_tokens }, &mut stored, &mut settled)
+        });
+        if let Err(error) = ended {
+            // Of batches that had not come to their end nothing is known to be published.
+            stored.refuse(count - settled, reason_of(error));
         }
         stored
     }
 
-    /// How many blocks fit a slab: their hashes and tokens, then their grants, then their commits.
+    fn store_deadline(&self) -> Instant {
+        Instant::now() + self.engine.shared.options.store_deadline
+    }
+
+    /// How many blocks fit a slab: their hashes and tokens, then their grants, then their commits; and no more than keep
+    /// the copies of one batch about as long as the daemon's work on its neighbours.
     fn blocks_per_offer(&self, call: &Call<'_>, block_tokens: usize) -> usize {
         let slab = call.slab().len();
         let offer = offer_bytes(1, u32::try_from(block_tokens).unwrap_or(u32::MAX)).unwrap_or(usize::MAX);
         let commit = 8 + 8 * self.inner.units.count as usize;
         let most = slab.saturating_sub(HASH_BYTES_MAX) / offer.max(commit).max(GRANTED_BYTES);
-        most.clamp(1, BLOCKS_PER_OFFER_MAX)
+        let enough = (BATCH_BYTES / self.inner.payload_bytes.max(1) as usize).clamp(2, BLOCKS_PER_OFFER_MAX);
+        most.clamp(1, enough)
+    }
+}
+
+/// The way of batches to the daemon: while one is copied, the next is offered and the one before is published.
+struct Lane<'a> {
+    view: &'a View,
+    session: &'a Session,
+    opened: Opened,
+}
+
+impl<'a> Lane<'a> {
+    /// Stores batch after batch; `settled` blocks of them are accounted for in `stored`.
+    fn store_all(&self, batches: &Batches<'_>, stored: &mut Stored, settled: &mut usize) -> Result<(), CallError> {
+        let mut first = 0;
+        let mut ahead: Option<Offered<'a, '_>> = None;
+        let mut behind: Option<Published<'a>> = None;
+        loop {
+            let offered = match ahead.take() {
+                Some(offered) => offered,
+                None if first == batches.count => break,
+                None => self.offer(self.session.link.call(self.view.store_deadline())?, batches, &mut first)?,
+            };
+            // Only where a place is free at once: a store that waits for one while it holds another could wait for ever.
+            if first < batches.count
+                && let Some(call) = self.session.link.try_call(self.view.store_deadline())
+            {
+                ahead = Some(self.offer(call, batches, &mut first)?);
+            }
+            let published = self.fill(offered)?;
+            if let Some(before) = behind.replace(published) {
+                before.settle(stored, settled)?;
+            }
+        }
+        behind.map_or(Ok(()), |last| last.settle(stored, settled))
     }
 
-    fn store_batch(
+    /// Sends the offer of the batch that begins at `first`, which moves on.
+    fn offer<'b>(
         &self,
-        session: &Session,
-        opened: Opened,
-        mut call: Call<'_>,
-        batch: &Batch<'_>,
-        stored: &mut Stored,
-    ) -> Result<(), CallError> {
+        mut call: Call<'a>,
+        batches: &Batches<'b>,
+        first: &mut usize,
+    ) -> Result<Offered<'a, 'b>, CallError> {
+        let most = self.view.blocks_per_offer(&call, batches.block_tokens);
+        let count = most.min(batches.count - *first);
+        let batch = Batch { store: batches.store, first: *first, count, block_tokens: batches.block_tokens };
         call.slab().write(0, &batch.offer()).map_err(|_| CallError::Timeout)?;
         let position = batch.store.first_position.saturating_add(batch.first as u32);
-        let offer = Request { flags: batch.flags(), first: position, ..request(Op::Offer, opened.number, batch.count) };
-        call.send(offer)?;
+        let offer = request(Op::Offer, self.opened.number, batch.count);
+        call.send(Request { flags: batch.flags(), first: position, ..offer })?;
+        *first += count;
+        Ok(Offered { call, batch })
+    }
+
+    /// Copies what is wanted of a batch, and sends its commit.
+    fn fill(&self, offered: Offered<'a, '_>) -> Result<Published<'a>, CallError> {
+        let Offered { mut call, batch } = offered;
         let answer = call.next()?;
+        let mut tally = Stored::default();
         if answer.status != Status::Ok {
-            stored.refuse(batch.count, answer.reason.unwrap_or(MissReason::Quota));
-            return Ok(());
+            tally.refuse(batch.count, answer.reason.unwrap_or(MissReason::Quota));
+            return Ok(Published { call: None, _lease: None, filled: 0, tally, blocks: batch.count });
         }
-        let lease = GrantLease { session, lease: answer.lease };
-        let mut filled = Filling { view: self, session, opened, segments: Vec::new(), commit: Vec::new(), count: 0 };
+        let lease = GrantLease { session: self.session, lease: answer.lease };
+        let (view, session, opened) = (self.view, self.session, self.opened);
+        let mut filled = Filling { view, session, opened, segments: Vec::new(), commit: Vec::new(), count: 0 };
         for index in 0..batch.count {
             let Some(granted) = read_granted(&call, index) else { return Err(CallError::Timeout) };
             match granted.status {
                 GrantedStatus::Granted => {
                     filled.fill(&granted, &batch.store.sources[batch.first + index], call.deadline())?;
                 }
-                GrantedStatus::Present | GrantedStatus::InFlight => stored.present += 1,
-                GrantedStatus::Refused => stored.refuse(1, granted.reason.unwrap_or(MissReason::Quota)),
+                GrantedStatus::Present | GrantedStatus::InFlight => tally.present += 1,
+                GrantedStatus::Refused => tally.refuse(1, granted.reason.unwrap_or(MissReason::Quota)),
             }
         }
-        if filled.count > 0 {
-            let deadline = Instant::now() + self.engine.shared.options.store_deadline;
-            let published = filled.commit(call, lease.lease, deadline)?.min(filled.count);
-            stored.granted += published;
-            stored.refuse((filled.count - published) as usize, MissReason::LeaseLost);
+        let (filled, commit) = (filled.count, filled.commit);
+        let mut open = None;
+        if filled > 0 {
+            call.renew(view.store_deadline());
+            call.slab().write(0, &commit).map_err(|_| CallError::Timeout)?;
+            call.send(Request { lease: lease.lease, ..request(Op::Commit, opened.number, filled as usize) })?;
+            open = Some(call);
         }
+        Ok(Published { call: open, _lease: Some(lease), filled, tally, blocks: batch.count })
+    }
+}
+
+/// A batch that the daemon has been asked about.
+struct Offered<'a, 'b> {
+    call: Call<'a>,
+    batch: Batch<'b>,
+}
+
+/// A batch that is copied, its commit under way.
+struct Published<'a> {
+    call: Option<Call<'a>>,
+    /// Given back behind the commit's answer.
+    _lease: Option<GrantLease<'a>>,
+    filled: u32,
+    tally: Stored,
+    blocks: usize,
+}
+
+impl Published<'_> {
+    /// Waits for the commit's answer and counts.
+    fn settle(mut self, stored: &mut Stored, settled: &mut usize) -> Result<(), CallError> {
+        if let Some(call) = &mut self.call {
+            let published = call.next()?.count.min(self.filled);
+            self.tally.granted += published;
+            self.tally.refuse((self.filled - published) as usize, MissReason::LeaseLost);
+        }
+        stored.granted += self.tally.granted;
+        stored.present += self.tally.present;
+        stored.refused += self.tally.refused;
+        stored.reason = stored.reason.or(self.tally.reason);
+        *settled += self.blocks;
         Ok(())
     }
+}
+
+/// What a store is cut from.
+struct Batches<'a> {
+    store: &'a StoreRequest<'a>,
+    count: usize,
+    block_tokens: usize,
 }
 
 /// The blocks of one offer.
@@ -222,16 +304,6 @@ impl Filling<'_> {
         put_commit(&mut self.commit, granted.index, &checksums);
         self.count += 1;
         Ok(())
-    }
-
-    /// Publishes what was filled: how many blocks.
-    fn commit(&self, call: Call<'_>, lease: u64, deadline: Instant) -> Result<u32, CallError> {
-        drop(call);
-        let mut call = self.session.link.call(deadline)?;
-        call.slab().write(0, &self.commit).map_err(|_| CallError::Timeout)?;
-        let count = self.count as usize;
-        call.send(Request { lease, ..request(Op::Commit, self.opened.number, count) })?;
-        call.next().map(|answer| answer.count)
     }
 
     fn segment(&mut self, number: u32, deadline: Instant) -> Result<Arc<Segment>, CallError> {

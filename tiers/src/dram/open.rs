@@ -172,13 +172,16 @@ fn fits(found: &Superblock) -> bool {
 }
 
 fn next_superblock(options: &ArenaOptions, segments: u32, before: Option<&Superblock>, torn: bool) -> Superblock {
+    let before_epoch = before.map_or(0, |found| found.epoch.get());
     // A torn copy may have held the epoch after the one that can be read.
-    let step = if torn { 2 } else { 1 };
-    let after = before.map_or(0, |found| found.epoch.get().saturating_add(step));
+    let after = before_epoch.saturating_add(if torn { 2 } else { 1 });
+    let epoch = options.epoch_min.get().max(after);
+    // The copy that was read is the last to be written over: the epoch says which copy it goes to.
+    let over_it = before.is_some() && epoch % 2 == before_epoch % 2;
     Superblock {
         version: FORMAT_VERSION,
         uuid: before.map_or(options.uuid, |found| found.uuid),
-        epoch: options.epoch_min.max(Epoch::new(after)),
+        epoch: Epoch::new(epoch.saturating_add(u64::from(over_it))),
         segment_bytes: SEGMENT_BYTES,
         segments,
         entry_bytes: TABLE_BYTES_PER_SLOT as u32,

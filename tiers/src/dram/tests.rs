@@ -236,6 +236,23 @@ fn memory_folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
+/// Else the arena hangs on a single copy from then on.
+#[test]
+fn a_torn_superblock_is_the_one_that_is_written_next() {
+    let folder = memory_folder();
+    drop(open_in(folder.path(), 1).unwrap());
+    let mut arena = open_in(folder.path(), 1).unwrap().arena;
+    for _ in 0..4 {
+        let checksum = [0, 4096][(arena.epoch().get() % 2) as usize] / 8 + 9;
+        arena.words.store(checksum, !arena.words.load(checksum));
+        drop(arena);
+        let opened = open_in(folder.path(), 1).unwrap();
+        assert!(opened.adoption.adopted, "the copy before does");
+        arena = opened.arena;
+        assert_eq!(Superblock::read(&arena.words), (Some(arena.superblock), false), "both are whole again");
+    }
+}
+
 fn child() -> (Child, ClientProcess) {
     let child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     let StartTime(start_time) = StartTime::of(NonZeroU32::new(child.id()).unwrap()).unwrap().unwrap();

@@ -1,0 +1,211 @@
+//! A daemon with one engine, whose files can be reached.
+
+use std::collections::HashMap;
+use std::fs;
+
+use kvd_proto::{BlockHash, MissReason};
+use kvd_tests::{Checked, Daemon, DaemonOptions, Scratch, TestEngine, ask_serving};
+
+use crate::change::{Bytes, Spot, records, segments};
+
+/// Metadata of a record whose payload is one unit.
+pub(crate) const META: usize = 4096;
+/// Bytes of its metadata that are not padding.
+pub(crate) const WRITTEN: usize = 256 + 8;
+
+const SECTOR: u64 = 4096;
+const MIB: u64 = 1 << 20;
+
+/// Every record is a chain of its own, so that no damage hides another.
+pub(crate) struct Node {
+    scratch: Scratch,
+    options: DaemonOptions,
+    daemon: Option<Daemon>,
+    engine: Option<TestEngine>,
+    block: usize,
+}
+
+impl Node {
+    /// With DRAM and NVMe, or DRAM alone, for blocks of `block` bytes.
+    pub(crate) fn new(test: &str, nvme: bool, block: usize) -> Self {
+        let enabled = if nvme { "true" } else { "false" };
+        let options = DaemonOptions::sized("128MiB", "256MiB")
+            .with("tiers.nvme.enabled", enabled)
+            .with("policy", "lru")
+            // Each of the changes would be a line.
+            .with("log.level", "error");
+        let mut node = Self { scratch: Scratch::new(test), options, daemon: None, engine: None, block };
+        node.start();
+        node
+    }
+
+    pub(crate) fn start(&mut self) {
+        self.daemon = Some(Daemon::start(&self.scratch, &self.options));
+        self.engine = Some(TestEngine::connect(&self.scratch.socket(), 1, self.block, 1));
+    }
+
+    /// Whether the daemon takes its files over, or refuses to with these words in its log.
+    pub(crate) fn start_or_refuse(&mut self) -> Result<(), String> {
+        let mut daemon = Daemon::launch(&self.scratch, &self.options);
+        loop {
+            if std::os::unix::net::UnixStream::connect(self.scratch.socket()).is_ok() {
+                drop(daemon);
+                self.start();
+                return Ok(());
+            }
+            if !daemon.alive() {
+                return Err(daemon.log());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
+    /// SIGKILL; the files stay.
+    pub(crate) fn kill(&mut self) {
+        self.engine = None;
+        self.daemon.take().expect("it runs").kill();
+    }
+
+    /// Forgets DRAM: what is found next comes from the device.
+    pub(crate) fn lose_dram(&self) {
+        assert!(self.daemon.is_none());
+        for entry in fs::read_dir(self.scratch.dram()).expect("the arena's folder").flatten() {
+            fs::remove_file(entry.path()).expect("ours to delete");
+        }
+    }
+
+    pub(crate) fn slot_bytes(&self) -> usize {
+        META + self.block
+    }
+
+    pub(crate) fn store(&self, chain: u64) {
+        let stored = self.engine().store(chain, 0, 1);
+        assert_eq!(stored.granted, 1, "chain {chain}: {stored:?}");
+    }
+
+    /// The same where the record may be there already.
+    pub(crate) fn restore(&self, chain: u64) {
+        let stored = self.engine().store(chain, 0, 1);
+        assert_eq!(stored.refused, 0, "chain {chain}: {stored:?}");
+    }
+
+    /// Loads a record. Wrong bytes end the test here, wherever they come from.
+    pub(crate) fn check(&self, chain: u64) -> Checked {
+        let checked = self.engine().check(chain, 1);
+        assert_eq!(checked.wrong, 0, "wrong bytes were served: chain {chain}: {checked:?}");
+        checked
+    }
+
+    /// A load that must come to nothing, because of what was done.
+    pub(crate) fn expect_corrupt(&self, chain: u64, what: &dyn std::fmt::Debug) {
+        let checked = self.check(chain);
+        let missed = checked.right == 0 && checked.reason == Some(MissReason::Corrupt);
+        assert!(missed, "chain {chain}, {what:?}: {checked:?}");
+    }
+
+    fn engine(&self) -> &TestEngine {
+        self.engine.as_ref().expect("it runs")
+    }
+
+    /// Everything stored is on the device as well.
+    pub(crate) fn drain(&self) {
+        ask_serving(&self.scratch, &["drain"]);
+    }
+
+    /// Everything stored is on the device and nowhere else: a new daemon finds no arena.
+    pub(crate) fn only_on_device(&mut self) {
+        self.drain();
+        self.kill();
+        self.lose_dram();
+        self.start();
+    }
+
+    pub(crate) fn purge(&self) {
+        ask_serving(&self.scratch, &["purge", "--all", "--yes"]);
+    }
+
+    /// Where the records stand in the arena.
+    pub(crate) fn in_dram(&self) -> HashMap<BlockHash, Spot> {
+        let mut found = HashMap::new();
+        for (number, path) in segments(self.scratch.dram()) {
+            records(&Bytes::open(&path), number, 0, self.slot_bytes(), &mut found);
+        }
+        found
+    }
+
+    /// Where they stand on the device.
+    pub(crate) fn on_device(&self) -> HashMap<BlockHash, Spot> {
+        let device = self.device();
+        let mut found = HashMap::new();
+        records(&device.file, 0, device.zones_at, self.slot_bytes(), &mut found);
+        found
+    }
+
+    pub(crate) fn table(&self) -> Bytes {
+        Bytes::open(&self.scratch.dram().join("table"))
+    }
+
+    pub(crate) fn raw_device(&self) -> Bytes {
+        Bytes::open(&self.scratch.data().join("nvme.kvd"))
+    }
+
+    pub(crate) fn device(&self) -> DeviceFile {
+        DeviceFile::open(self.raw_device())
+    }
+
+    /// A counter out of `kvd status --metrics`, by its whole name with labels.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let metrics = ask_serving(&self.scratch, &["status", "--metrics"]);
+        let text = metrics["text"].as_str().expect("metrics are text");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}:\n{text}"));
+        line.trim().parse().expect("a counter is a number")
+    }
+
+    /// Copies that the daemon counted corrupt, in DRAM and on the device.
+    pub(crate) fn counted(&self) -> (u64, u64) {
+        let tier = |tier| self.metric(&format!("kvd_blocks_corrupt_total{{tier=\"{tier}\"}}"));
+        (tier("dram"), tier("nvme"))
+    }
+
+    /// Misses that the daemon counted as corrupt.
+    pub(crate) fn missed(&self) -> u64 {
+        self.metric("kvd_block_misses_total{reason=\"corrupt\"}")
+    }
+}
+
+/// The NVMe file and where things stand in it: docs/formats/nvme.md, "Regions".
+pub(crate) struct DeviceFile {
+    pub(crate) file: Bytes,
+    pub(crate) journal_pages: u64,
+    pub(crate) headers_at: u64,
+    pub(crate) tables_at: u64,
+    pub(crate) table_bytes: u64,
+    pub(crate) zones_at: u64,
+    pub(crate) zone_bytes: u64,
+}
+
+impl DeviceFile {
+    pub(crate) const SUPERBLOCKS: [u64; 2] = [0, 65536];
+    pub(crate) const JOURNAL_AT: u64 = MIB;
+
+    fn open(file: Bytes) -> Self {
+        let (zone_bytes, counts) = (file.number(64), file.number(72));
+        let (zones, journal_pages) = (counts & 0xFFFF_FFFF, counts >> 32);
+        let headers_at = (Self::JOURNAL_AT + journal_pages * SECTOR).next_multiple_of(MIB);
+        let tables_at = (headers_at + zones * SECTOR).next_multiple_of(MIB);
+        let table_bytes = zone_bytes / 64;
+        let zones_at = (tables_at + zones * table_bytes).next_multiple_of(MIB);
+        Self { file, journal_pages, headers_at, tables_at, table_bytes, zones_at, zone_bytes }
+    }
+
+    /// Zone and index of the slot at this place.
+    pub(crate) fn slot(&self, at: u64, slot_bytes: usize) -> (u64, u64) {
+        let zone = (at - self.zones_at) / self.zone_bytes;
+        (zone, (at - self.zones_at) % self.zone_bytes / slot_bytes as u64)
+    }
+
+    /// Where the slot's entry stands in its table.
+    pub(crate) fn entry_at(&self, (zone, index): (u64, u64)) -> u64 {
+        self.tables_at + zone * self.table_bytes + index * 128
+    }
+}

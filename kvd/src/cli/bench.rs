@@ -13,12 +13,16 @@ mod cpu;
 mod engine;
 mod matching;
 mod node;
+mod nvme;
+mod recover;
 mod stats;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
   kvd bench match                              1 000-block prefixes among a million records
-  kvd bench copy --json                        engine memory <-> DRAM, checksums on, against a raw copy";
+  kvd bench copy --json                        engine memory <-> DRAM, checksums on, against a raw copy
+  kvd bench nvme --path /var/lib/kvd           reads and writes of records, against fio on the same file
+  kvd bench recover --records 100000           memory per record, and the time back after SIGKILL";
 
 /// What is measured.
 #[derive(Debug, Subcommand)]
@@ -29,6 +33,12 @@ pub enum BenchCommand {
     /// How fast blocks go between an engine's memory and the DRAM tier, checksums on.
     #[command(after_help = copying::EXAMPLES)]
     Copy(copying::CopyArgs),
+    /// How fast records go between DRAM and a disk, and what of it is the disk.
+    #[command(after_help = nvme::EXAMPLES)]
+    Nvme(nvme::NvmeArgs),
+    /// What a record costs the daemon in memory, and how soon a successor serves after SIGKILL.
+    #[command(after_help = recover::EXAMPLES)]
+    Recover(recover::RecoverArgs),
 }
 
 /// Measures.
@@ -39,5 +49,7 @@ pub fn run(command: &BenchCommand, output: Output) -> Outcome {
     match command {
         BenchCommand::Match(args) => matching::run(args, output),
         BenchCommand::Copy(args) => copying::run(args, output),
+        BenchCommand::Nvme(args) => nvme::run(args, output),
+        BenchCommand::Recover(args) => recover::run(args, output),
     }
 }

@@ -61,6 +61,19 @@ impl Node {
         Ok(node)
     }
 
+    /// SIGKILL; what it held stays in its folders.
+    pub(super) fn kill(&mut self) -> Result<(), Failure> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts the successor of a killed daemon; returns as soon as it accepts sessions.
+    pub(super) fn start_again(&mut self, options: &NodeOptions) -> Result<(), Failure> {
+        self.child = spawn(options, &self.folder, &self.arena)?;
+        self.wait_for(&self.socket(), Instant::now())
+    }
+
     fn wait_ready(&mut self) -> Result<(), Failure> {
         let started = Instant::now();
         self.wait_for(&self.socket(), started)?;

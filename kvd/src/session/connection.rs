@@ -110,6 +110,12 @@ impl Connection {
         !self.outbox.is_empty()
     }
 
+    /// Whether a whole message was read that has not been taken: nothing more is read before it is, so that a peer that
+    /// sends faster than it is served waits, and its inbox does not grow.
+    pub(super) fn has_message(&self) -> bool {
+        received_enough(&self.inbox)
+    }
+
     pub(super) fn has_room(&self) -> bool {
         self.outbox.len() < ANSWERS_WAITING_MAX
     }

@@ -267,7 +267,7 @@ impl Reactor {
     fn on_socket(&mut self, place: Place) {
         let Some(peer) = self.get(place) else { return };
         let mut state = if peer.is_writing() { peer.flush() } else { Read::Open };
-        if state == Read::Open && !peer.is_writing() && peer.stage != Stage::Closing {
+        if state == Read::Open && !peer.is_writing() && !peer.has_message() && peer.stage != Stage::Closing {
             state = peer.read();
         }
         self.serve(place);
@@ -285,11 +285,13 @@ impl Reactor {
         }
     }
 
-    /// Watches a socket for room while answers wait, else for messages.
+    /// Watches a socket for room while answers wait, or messages that were read already and whose turn comes then; else
+    /// for messages.
     fn watch(&mut self, place: Place) {
         let Some(Entry { connection: Some(peer), .. }) = self.entries.get(place.index as usize) else { return };
         let Some(socket) = peer.socket() else { return };
-        let flags = if peer.is_writing() { epoll::EventFlags::OUT } else { epoll::EventFlags::IN };
+        let busy = peer.is_writing() || peer.has_message();
+        let flags = if busy { epoll::EventFlags::OUT } else { epoll::EventFlags::IN };
         if let Err(error) = epoll::modify(&self.epoll, socket, Source::Socket(place).pack(), flags) {
             tracing::error!(%error, "a connection cannot be watched any more");
             self.hang_up(place);

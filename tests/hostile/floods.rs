@@ -49,7 +49,7 @@ fn descriptors_that_nobody_asked_for_are_closed() {
 #[test]
 fn sessions_beyond_the_limit_are_refused_with_a_remedy() {
     let options = DaemonOptions::sized("256MiB", "512MiB").with("session.max", "5");
-    let mut node = Node::with("limit", &options, u64::MAX);
+    let (mut node, ()) = Node::with("limit", &options, u64::MAX, |_| {});
     let path = node.scratch.socket();
     // One is the honest engine's.
     let mut open: Vec<Session> = (0..4).map(|_| Session::open(&path, NUMBER, None)).collect();

@@ -66,11 +66,16 @@ fn work(engine: TestEngine, chains: u64, stop: &AtomicBool) -> (TestEngine, Tall
 impl Node {
     /// DRAM of four segments, NVMe of twice that.
     pub(crate) fn start(test: &str) -> Self {
-        Self::with(test, &DaemonOptions::sized("256MiB", "512MiB"), u64::MAX)
+        Self::with(test, &DaemonOptions::sized("256MiB", "512MiB"), u64::MAX, |_| {}).0
     }
 
-    /// Whatever daemon is wanted; the honest engine's work is about so many chains.
-    pub(crate) fn with(test: &str, options: &DaemonOptions, chains: u64) -> Self {
+    /// Whatever daemon is wanted; the honest engine's work is about so many chains, and begins after `first`.
+    pub(crate) fn with<R>(
+        test: &str,
+        options: &DaemonOptions,
+        chains: u64,
+        first: impl FnOnce(&Scratch) -> R,
+    ) -> (Self, R) {
         let scratch = Scratch::new(test);
         let daemon = Daemon::start(&scratch, options);
         let engine = TestEngine::connect(&scratch.socket(), 1, BLOCK, CHAIN as usize);
@@ -79,11 +84,12 @@ impl Node {
             engine.store(chain, 0, CHAIN);
             assert_eq!(engine.check(chain, CHAIN).wrong, 0);
         }
+        let came_first = first(&scratch);
         let before = taken(&daemon);
         let stop = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&stop);
         let thread = std::thread::spawn(move || work(engine, chains, &until));
-        Self { scratch, daemon, before, honest: Some(Honest { stop, thread }) }
+        (Self { scratch, daemon, before, honest: Some(Honest { stop, thread }) }, came_first)
     }
 
     /// The attack is over: the daemon lives, and the honest engine kept its session and met no wrong byte.

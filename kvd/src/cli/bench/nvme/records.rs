@@ -18,14 +18,16 @@ use super::made::{Made, made};
 use super::{Run, Shape, failed};
 use crate::cli::exit::Failure;
 
+/// Commands given and not answered. The shape's depth holds for operations of the disk; a write is answered only with its
+/// journal page, a read with its verification, and neither shall keep the disk waiting.
+const QUEUE_MAX: usize = 256;
+
 /// A device at work on records of one size.
 pub(super) struct Records {
     device: Device<UringIo>,
     started: Instant,
     random: SmallRng,
     block_bytes: u32,
-    /// Commands given and not answered: one in the queue behind each under way, so that the disk never waits for checksums.
-    queue_max: usize,
     made: Vec<Made>,
     slots: Vec<NvmeSlot>,
     /// Of `slots`, so many from the front hold records.
@@ -55,7 +57,6 @@ impl Records {
             started: Instant::now(),
             random: SmallRng::seed_from_u64(7),
             block_bytes: shape.block_bytes,
-            queue_max: depth * 2,
             made,
             slots: zones.clone().flat_map(of_zone).collect(),
             written: 0,
@@ -126,7 +127,7 @@ impl Records {
     fn drive(&mut self, mut next: impl FnMut(&mut Records) -> Option<Command>) -> Result<u64, Failure> {
         let (mut answered, mut failure, mut more) = (0, None, true);
         while more || self.device.unanswered() > 0 {
-            while more && self.device.unanswered() < self.queue_max {
+            while more && self.device.unanswered() < QUEUE_MAX {
                 match next(self) {
                     Some(command) => self.device.handle(command, self.now()).map_err(failed)?,
                     None => more = false,
@@ -141,7 +142,7 @@ impl Records {
                 return Err(failed(failure));
             }
             let now = self.now();
-            let idle = self.device.unanswered() == self.queue_max || !more && self.device.unanswered() > 0;
+            let idle = self.device.unanswered() == QUEUE_MAX || !more && self.device.unanswered() > 0;
             let timeout = self.device.poll_timeout();
             if idle && timeout.is_none_or(|at| at > now) {
                 self.device.wait(timeout.map(|at| at.since(now)));

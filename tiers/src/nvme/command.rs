@@ -140,7 +140,8 @@ impl Finished {
 fn fault(error: &IoError) -> DeviceFault {
     match error.errno().map(Errno::from_raw_os_error) {
         Some(Errno::NOSPC | Errno::DQUOT) => DeviceFault::NoSpace,
-        Some(Errno::ROFS) => DeviceFault::ReadOnly,
+        // A block device that was made read-only under us says EPERM.
+        Some(Errno::ROFS | Errno::PERM) => DeviceFault::ReadOnly,
         Some(Errno::NXIO | Errno::NODEV | Errno::NOENT | Errno::STALE) => DeviceFault::Gone,
         _ => DeviceFault::Io,
     }

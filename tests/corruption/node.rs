@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
+use kvd_client::ConnectError;
 use kvd_proto::{BlockHash, MissReason};
 use kvd_tests::{Checked, Daemon, DaemonOptions, Scratch, TestEngine, ask_serving};
 
@@ -13,6 +16,8 @@ pub(crate) const META: usize = 4096;
 /// Bytes of its metadata that are not padding.
 pub(crate) const WRITTEN: usize = 256 + 8;
 
+/// How long a match or a load may take.
+const PATIENCE: Duration = Duration::from_secs(30);
 const SECTOR: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
@@ -40,29 +45,53 @@ impl Node {
     }
 
     pub(crate) fn start(&mut self) {
-        self.daemon = Some(Daemon::start(&self.scratch, &self.options));
-        self.engine = Some(TestEngine::connect(&self.scratch.socket(), 1, self.block, 1));
+        let until = Instant::now() + PATIENCE;
+        self.daemon = loop {
+            match self.launch() {
+                Ok(daemon) => break Some(daemon),
+                // On a disk that others keep busy the kernel drains a killed daemon's I/O for long.
+                Err(log) if log.contains("still under way") && Instant::now() < until => {}
+                Err(log) => panic!("kvd ended at start:\n{log}"),
+            }
+        };
+        let mut options = TestEngine::options(&self.scratch.socket(), 1);
+        // Nothing here is about time, and the disk may be busy with others.
+        options.match_deadline = Some(PATIENCE);
+        options.load_deadline = Some(PATIENCE);
+        options.store_deadline = PATIENCE;
+        self.engine = loop {
+            match TestEngine::join(options.clone(), self.block, 1) {
+                Ok(engine) => break Some(engine),
+                Err(ConnectError::Timeout) if Instant::now() < until => {}
+                Err(error) => panic!("the daemon accepts us: {error:?}"),
+            }
+        };
     }
 
     /// Whether the daemon takes its files over, or refuses to with these words in its log.
     pub(crate) fn start_or_refuse(&mut self) -> Result<(), String> {
+        drop(self.launch()?);
+        self.start();
+        Ok(())
+    }
+
+    fn launch(&self) -> Result<Daemon, String> {
         let mut daemon = Daemon::launch(&self.scratch, &self.options);
-        loop {
-            if std::os::unix::net::UnixStream::connect(self.scratch.socket()).is_ok() {
-                drop(daemon);
-                self.start();
-                return Ok(());
-            }
+        while UnixStream::connect(self.scratch.socket()).is_err() {
             if !daemon.alive() {
                 return Err(daemon.log());
             }
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
+        Ok(daemon)
     }
 
-    /// SIGKILL; the files stay.
+    /// SIGKILL; the files stay. The engine has left before, so that nothing is held for it.
     pub(crate) fn kill(&mut self) {
         self.engine = None;
+        while self.metric("kvd_sessions ") > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.daemon.take().expect("it runs").kill();
     }
 
@@ -91,7 +120,11 @@ impl Node {
 
     /// Loads a record. Wrong bytes end the test here, wherever they come from.
     pub(crate) fn check(&self, chain: u64) -> Checked {
+        let began = Instant::now();
         let checked = self.engine().check(chain, 1);
+        if began.elapsed() > Duration::from_secs(1) {
+            println!("chain {chain}: a load took {:?}", began.elapsed());
+        }
         assert_eq!(checked.wrong, 0, "wrong bytes were served: chain {chain}: {checked:?}");
         checked
     }

@@ -199,7 +199,8 @@ fn a_zone_whose_header_changed_has_no_records() {
     let device = node.device();
     let zones: std::collections::BTreeSet<_> =
         node.on_device().values().map(|spot| device.slot(spot.at, node.slot_bytes()).0).collect();
-    for bit in bits(SECTOR, 2741) {
+    // All that means anything in one form, and the reserved rest in steps.
+    for bit in bits(36, 53).chain((288..SECTOR * 8).step_by(if full() { 101 } else { 6007 })) {
         let flip = |device: &Bytes, headers: u64| {
             zones.iter().for_each(|zone| device.flip(headers + zone * SECTOR as u64, bit));
         };

@@ -224,12 +224,23 @@ fn the_format_is_the_golden_one() {
 
 fn open_in(folder: &std::path::Path, segments: u64) -> Result<Opened, ArenaError> {
     sigbus::install().unwrap();
-    Arena::open(&ArenaOptions {
+    let options = ArenaOptions {
         folder: folder.join("arena"),
         capacity_bytes: segments * u64::from(SEGMENT_BYTES),
         epoch_min: Epoch::new(1),
         uuid: UUID,
-    })
+    };
+    // A test beside this one may be starting a process: until it has become another program, it holds our lock as well.
+    let mut tries = 0;
+    loop {
+        match Arena::open(&options) {
+            Err(ArenaError::Locked { .. }) if tries < 200 => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            opened => return opened,
+        }
+    }
 }
 
 fn memory_folder() -> tempfile::TempDir {

@@ -37,7 +37,7 @@ pub(super) const FOUND_WAITING_MAX: usize = 16;
 /// The longest sleep of a device thread: what it costs to miss a wake-up.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 /// How long to wait for the lock of a device whose last user's I/O is still being drained.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// The move that stands for the flush before the end; the ladder counts from 1.
 const LAST_FLUSH: MoveId = MoveId(u64::MAX);

@@ -40,7 +40,7 @@ pub struct LadderConfig {
     pub ghosts: u32,
     /// Blocks that wait to be spilled.
     pub spill_queue_max: u32,
-    /// Spills in flight per device.
+    /// Spills in flight per device: enough to fill the pages of its journal, each of which gathers for a millisecond.
     pub spills_max: u32,
     /// Fetches in flight per device.
     pub fetches_max: u32,
@@ -82,7 +82,7 @@ impl LadderConfig {
             orphan_wait: Duration::from_secs(10),
             ghosts: 1 << 16,
             spill_queue_max: 4096,
-            spills_max: 8,
+            spills_max: 32,
             fetches_max: 16,
             vacates_max: 64,
             loads_max: 1024,

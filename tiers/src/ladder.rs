@@ -38,6 +38,7 @@ mod lanes;
 mod leases;
 mod lineage;
 mod load;
+mod lost;
 mod matching;
 mod moves;
 mod nodes;

@@ -293,7 +293,16 @@ impl Core {
             Ok(checksum) if bytes == view.meta_bytes as usize => checksum,
             Ok(_) | Err(_) => return Err(Nonsense),
         };
-        if slot.write(0, &self.scratch.metadata[..bytes]).is_err() || slot.memory().poisoned() {
+        let written = slot.write(0, &self.scratch.metadata[..bytes]).is_ok();
+        if slot.memory().poisoned() {
+            // Somebody of the tenant cut the file short: everything in it is gone, and must not be given out again.
+            tracing::warn!(
+                segment = filling.slot.segment().0,
+                "an arena segment lost its bytes: its blocks are given up"
+            );
+            self.ladder.lose_segment(filling.slot.segment(), now);
+        }
+        if !written || slot.memory().poisoned() {
             return Ok(false);
         }
         Ok(self.ladder.commit(client.slot, lease, entry.index, checksum, now).is_ok())

@@ -38,6 +38,8 @@ pub(super) struct DramSpace {
     empty: BTreeSet<u32>,
     /// The segment that is being emptied for another class: nothing new goes there.
     draining: Option<u32>,
+    /// Segments that lost their bytes: nothing new goes there, and when the last slot is free they are made anew.
+    lost: BTreeSet<u32>,
 }
 
 impl DramSpace {
@@ -50,6 +52,7 @@ impl DramSpace {
             unassigned: (0..segments).collect(),
             empty: BTreeSet::new(),
             draining: None,
+            lost: BTreeSet::new(),
         }
     }
 
@@ -152,6 +155,12 @@ impl DramSpace {
         let segment = &mut self.segments[number as usize];
         segment.extent.free(slot.index());
         let empty = segment.extent.free_slots() == segment.extent.slots();
+        if self.lost.contains(&number) {
+            if empty {
+                self.make_anew(number);
+            }
+            return;
+        }
         if self.draining != Some(number) {
             self.classes[usize::from(segment.class)].open.insert(number);
         }
@@ -162,6 +171,40 @@ impl DramSpace {
             }
             self.empty.insert(number);
         }
+    }
+
+    /// The bytes of `segment` are gone. True if slots of it are in use: whoever has them must let go before it can be made
+    /// anew.
+    pub(super) fn lose(&mut self, segment: SegmentId) -> bool {
+        let number = segment.0;
+        let Some(found) = self.segments.get(number as usize).filter(|found| found.extent.slots() > 0) else {
+            return false;
+        };
+        let empty = found.extent.free_slots() == found.extent.slots();
+        if !self.lost.insert(number) {
+            return false;
+        }
+        self.classes[usize::from(found.class)].open.remove(&number);
+        if self.draining == Some(number) {
+            self.draining = None;
+        }
+        if empty {
+            self.make_anew(number);
+        }
+        !empty
+    }
+
+    /// Whether the segment lost its bytes and slots of it are still in use.
+    pub(super) fn is_lost(&self, segment: SegmentId) -> bool {
+        self.lost.contains(&segment.0)
+    }
+
+    /// An empty segment that lost its bytes: the table gives it new memory with its next assignment.
+    fn make_anew(&mut self, number: u32) {
+        self.lost.remove(&number);
+        self.empty.remove(&number);
+        self.segments[number as usize].extent.clear();
+        self.unassigned.insert(number);
     }
 
     /// The segment that is being emptied.
@@ -255,7 +298,8 @@ impl DramSpace {
             assert_eq!(self.unassigned.contains(&number), slots == 0, "segment {number} is cut or unassigned");
             assert_eq!(self.empty.contains(&number), slots > 0 && free == slots, "segment {number} is empty");
             for (class, found) in self.classes.iter().enumerate() {
-                let open = class == usize::from(segment.class) && free > 0 && self.draining != Some(number);
+                let closed = self.draining == Some(number) || self.lost.contains(&number);
+                let open = class == usize::from(segment.class) && free > 0 && !closed;
                 assert_eq!(found.open.contains(&number), open, "segment {number} is open in class {class}");
             }
         }

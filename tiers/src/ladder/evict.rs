@@ -108,6 +108,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             return;
         }
         let slot = self.dram_slot(id).expect("what may fall has a copy");
+        if self.dram.is_lost(slot.segment()) {
+            return;
+        }
         self.dram.drain(slot.segment());
         self.work.drain_started();
         self.counters.segments_drained += 1;

@@ -96,7 +96,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let current = self.nodes[id].has(flag::NVME_READY) && self.nvme_slot(id) == Some(from);
         let mut failed = None;
         match outcome {
-            Outcome::Done { .. } if current => {
+            Outcome::Done { .. } if current && !self.dram.is_lost(to.slot().segment()) => {
                 self.counters.fetched += 1;
                 self.publish_dram(id, to.seal());
                 let rank = self.rank_access(id, AccessKind::Fetch, self.nodes[id].position + 1, now);

@@ -73,6 +73,8 @@ pub struct Counters {
     pub leases_expired: u64,
     /// Segments emptied for another slot size or tenant.
     pub segments_drained: u64,
+    /// Segments that lost their bytes while they were in use.
+    pub segments_lost: u64,
     /// Zones emptied for another slot size.
     pub zones_drained: u64,
     /// Records found at start.

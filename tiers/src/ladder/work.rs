@@ -12,7 +12,7 @@ use super::port::SlotTable;
 use super::purge::Purge;
 use super::regrow::DrainPass;
 use super::state::{Flight, Ladder};
-use crate::ids::{ClientSlot, SlotId, earliest};
+use crate::ids::{ClientSlot, SegmentId, SlotId, earliest};
 use crate::policy::Policy;
 
 /// Steps of a sweep over the nodes per unit of work: looking is cheap.
@@ -29,6 +29,8 @@ pub(super) struct Work {
     /// Clients of which slots of earlier epochs are freed, and where that stands.
     pub(super) unfencing: u64,
     pub(super) unfence_at: u32,
+    /// Segments that lost their bytes, and how far each is swept; at most one entry per lost segment.
+    pub(super) losing: VecDeque<(SegmentId, u32)>,
     pub(super) purges: VecDeque<Purge>,
     pub(super) purge_cursor: u32,
     pub(super) draining: bool,
@@ -109,6 +111,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         steps = self.work_cuts(steps);
         steps = self.work_reap(steps);
         steps = self.work_unfence(steps);
+        steps = self.work_lost(steps);
         steps = self.work_purge(steps);
         steps = self.work_segment_drain(steps);
         self.work_zone_drains(steps);
@@ -168,6 +171,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.cascade_open()
             || self.work.reaping != 0
             || self.work.unfencing != 0
+            || !self.work.losing.is_empty()
             || !self.work.purges.is_empty()
             || self.dram.draining().is_some()
             || self.zone_drain_goes_on()

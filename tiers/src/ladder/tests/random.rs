@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use super::world::{Kind, World, client, hash, instance, kind};
 use crate::ids::{LeaseId, SlotState, ViewId};
 use crate::ladder::{Counters, DeviceConfig, DeviceFault, LadderConfig, LoadState, Outcome, Purge};
-use crate::{DeviceId, NvmeSlot};
+use crate::{DeviceId, NvmeSlot, SegmentId};
 
 const CLIENTS: u8 = 4;
 const BLOCKS: u32 = 60;
@@ -288,7 +288,7 @@ impl Play {
         let key = self.kinds[0].spec.group_key.block(&hash(self.random.random_range(0..BLOCKS)));
         let now = self.world.now;
         let ladder = &mut self.world.ladder;
-        match self.random.random_range(0..9) {
+        match self.random.random_range(0..10) {
             0 => assert!(ladder.pin(&key, true) < 3),
             1 | 2 => assert!(ladder.pin(&key, false) < 3),
             3 => assert!(ladder.evict(&key, now) < 3),
@@ -296,6 +296,7 @@ impl Play {
             5 => ladder.purge(Purge::Namespace(self.kinds[0].spec.tenant, self.kinds[0].spec.namespace), now),
             6 => ladder.scrub(true, now),
             7 => ladder.drain(true, now),
+            8 => ladder.lose_segment(SegmentId(self.random.random_range(0..3)), now),
             _ => assert_eq!(ladder.explain(&key).key, key),
         }
         self.world.settle();
@@ -389,7 +390,7 @@ fn play(seed: u64, steps: u32) -> Counted {
     play.counted
 }
 
-fn counts(counters: &Counters) -> [(&'static str, u64); 13] {
+fn counts(counters: &Counters) -> [(&'static str, u64); 14] {
     [
         ("committed", counters.committed),
         ("fetched", counters.fetched),
@@ -400,6 +401,7 @@ fn counts(counters: &Counters) -> [(&'static str, u64); 13] {
         ("cuts", counters.cuts),
         ("orphans_expired", counters.orphans_expired),
         ("segments_drained", counters.segments_drained),
+        ("segments_lost", counters.segments_lost),
         ("nvme_hits", counters.nvme_hits),
         ("restored", counters.restored),
         ("verified", counters.verified),

@@ -18,11 +18,11 @@ setup: ## Install what building needs (a C linker), or say what is missing
 	@deploy/setup.sh
 
 build: setup ## Build the program
-	cargo build -p kvd --bin kvd
+	cargo build --workspace --bin kvd
 
 check: setup ## Quick set: unit, model and tidy tests (under two minutes once built)
 	cargo test --workspace --lib --bins --quiet
-	cargo test -p kvd-tests --test tidy --quiet
+	cargo test --workspace --test tidy --quiet
 
 test: setup ## Everything that needs no GPU and no engine; skipped tests are listed with their reason
 	@deploy/run-tests.sh
@@ -35,8 +35,8 @@ demo: build ## Serve, replay a production trace, SIGKILL the daemon half way, sh
 	$(KVD) demo --block-bytes $(BLOCK_BYTES)
 
 torture: build ## Kill the daemon at random instants under load: make torture CYCLES=1000
-	cargo test -p kvd-tests --test torture --no-run --quiet
-	KVD_TORTURE_CYCLES=$(CYCLES) cargo test -p kvd-tests --test torture -- --nocapture
+	cargo test --workspace --test torture --no-run --quiet
+	KVD_TORTURE_CYCLES=$(CYCLES) cargo test --workspace --test torture -- --nocapture
 
 sim: setup ## Seeded simulation of ladder, slot table, mover and recovery: make sim SEEDS=10000
-	KVD_SIM_SEEDS=$(SEEDS) cargo test -p kvd-tests --test sim -- --nocapture
+	KVD_SIM_SEEDS=$(SEEDS) cargo test --workspace --test sim -- --nocapture

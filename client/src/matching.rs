@@ -4,12 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvd_nixl::sys::{MemoryError, MemoryExtent};
 use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, FLAG_LEASE, Op, Request, Status};
 use kvd_proto::{BlockHash, HASH_BYTES_MAX, MissReason, Tier};
 
 use crate::link::CallError;
 use crate::session::Session;
 use crate::view::{View, request};
+
+/// Hashes that are put together before they go into the slab.
+const HASHES_PER_PAGE: usize = 128;
 
 /// A prefix that was found, held for this engine until it is dropped or [released](Match::release).
 #[derive(Debug, Default)]
@@ -114,9 +118,7 @@ impl View {
     ) -> Result<u32, CallError> {
         let opened = self.inner.opened(session, deadline)?;
         let mut call = session.link.call(deadline)?;
-        for (index, hash) in hashes.iter().enumerate() {
-            call.slab().write(index * HASH_BYTES_MAX, &hash.padded()).map_err(|_| CallError::Timeout)?;
-        }
+        put_hashes(call.slab(), hashes).map_err(|_| CallError::Timeout)?;
         call.send(Request { flags: FLAG_LEASE, ..request(Op::Match, opened.number, hashes.len()) })?;
         let answer = call.next()?;
         // A daemon that claims more than was asked, or a hit without a hold on it, is not believed.
@@ -134,6 +136,18 @@ impl View {
         };
         Ok(blocks)
     }
+}
+
+/// Puts the hashes where the daemon reads them. A page at a time: asking the slab for its bounds costs more than 32 bytes do.
+fn put_hashes(slab: &MemoryExtent, hashes: &[BlockHash]) -> Result<(), MemoryError> {
+    let mut page = [0; HASHES_PER_PAGE * HASH_BYTES_MAX];
+    for (number, hashes) in hashes.chunks(HASHES_PER_PAGE).enumerate() {
+        for (place, hash) in page.as_chunks_mut().0.iter_mut().zip(hashes) {
+            *place = hash.padded();
+        }
+        slab.write(number * page.len(), &page[..hashes.len() * HASH_BYTES_MAX])?;
+    }
+    Ok(())
 }
 
 /// What a call without an answer means for its blocks.

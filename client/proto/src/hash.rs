@@ -57,12 +57,14 @@ impl BlockHash {
     }
 
     /// Its bytes, zeros behind.
+    #[inline]
     pub const fn padded(&self) -> [u8; HASH_BYTES_MAX] {
         self.bytes
     }
 
     /// Its length in bytes, 1 to 32.
     #[expect(clippy::len_without_is_empty, reason = "a hash is never empty")]
+    #[inline]
     pub const fn len(&self) -> usize {
         self.len as usize
     }

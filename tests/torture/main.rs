@@ -41,8 +41,8 @@ fn plan() -> Plan {
     let cycles = number("KVD_TORTURE_CYCLES").unwrap_or(30);
     let seed = number("KVD_TORTURE_SEED").unwrap_or_else(kvd_tests::fresh_seed);
     if cycles >= FULL_CYCLES {
-        let (dram, nvme) = ("320MiB", "1280MiB");
-        Plan { cycles, seed, dram, nvme, small_chains: 4_800, large_chains: 300, records_min: 100_000 }
+        let (dram, nvme) = ("320MiB", "1792MiB");
+        Plan { cycles, seed, dram, nvme, small_chains: 7_000, large_chains: 300, records_min: 100_000 }
     } else {
         let (dram, nvme) = ("192MiB", "320MiB");
         Plan { cycles, seed, dram, nvme, small_chains: 700, large_chains: 40, records_min: 12_000 }

@@ -99,6 +99,7 @@ pub fn run(args: &DemoArgs, output: Output) -> Outcome {
         prefill_tokens_per_second: 0.0,
         gate: false,
         prefetch: false,
+        compute: false,
     };
     let mut player = Player::connect(&options)?;
     let half = trace.requests.len() / 2;

@@ -26,7 +26,8 @@ Examples:
   kvd replay                                                     the built-in trace against the default socket
   kvd replay --trace conversation.jsonl --socket /run/kvd/kvd.sock --block-bytes 65536 --json
   kvd replay --engines 4 --limit-requests 2000                   four engine processes share the requests
-  kvd replay --prefill-tokens-per-second 8000                    charge every miss; loads that would lose are not taken";
+  kvd replay --prefill-tokens-per-second 8000                    charge every miss; loads that would lose are not taken
+  kvd replay --prefill-tokens-per-second 200000 --compute --prefetch   what prefetching hides while the engine computes";
 
 /// `kvd replay`.
 #[derive(Clone, Debug, Args)]
@@ -52,6 +53,10 @@ pub struct ReplayArgs {
     /// Charge misses, but keep the daemon from weighing a load against recomputing.
     #[arg(long)]
     pub no_gate: bool,
+    /// Wait as long as the engine would compute the missed tokens, instead of only charging them: what is done ahead has that
+    /// time.
+    #[arg(long, requires = "prefill_tokens_per_second")]
+    pub compute: bool,
     /// Announce each request's blocks one request ahead.
     #[arg(long)]
     pub prefetch: bool,
@@ -89,6 +94,7 @@ pub fn run(args: &ReplayArgs, output: Output) -> Outcome {
         prefill_tokens_per_second: args.prefill_tokens_per_second,
         gate: !args.no_gate,
         prefetch: args.prefetch,
+        compute: args.compute,
     };
     let mut player = Player::connect(&options)?;
     let requests: Vec<_> = trace.requests.iter().skip(at.into()).step_by(of.into()).collect();
@@ -130,7 +136,7 @@ fn run_engines(args: &ReplayArgs, output: Output) -> Outcome {
         if let Some(limit) = args.limit_requests {
             command.args(["--limit-requests", &limit.to_string()]);
         }
-        for (given, flag) in [(args.no_gate, "--no-gate"), (args.prefetch, "--prefetch")] {
+        for (given, flag) in [(args.no_gate, "--no-gate"), (args.prefetch, "--prefetch"), (args.compute, "--compute")] {
             command.args(given.then_some(flag));
         }
         children.push(command.stdout(Stdio::piped()).spawn()?);

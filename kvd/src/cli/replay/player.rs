@@ -37,6 +37,8 @@ pub(in crate::cli) struct PlayerOptions {
     pub gate: bool,
     /// Whether blocks are announced one request ahead.
     pub prefetch: bool,
+    /// Whether to wait as long as the engine would compute what it missed.
+    pub compute: bool,
 }
 
 /// An engine without a GPU: its payloads derive from the block's id.
@@ -48,6 +50,8 @@ pub(in crate::cli) struct Player {
     block_bytes: usize,
     buffers: usize,
     prefetch: bool,
+    /// How fast it computes, if it takes that time.
+    computes: Option<f64>,
     bytes: Vec<u8>,
 }
 
@@ -80,7 +84,9 @@ impl Player {
         let buffers = (BUFFER_BYTES / block_bytes).max(1);
         let region: Arc<dyn Memory> = Arc::new(Region::new(buffers * block_bytes)?);
         let memory = MemoryExtent::whole(region);
-        Ok(Self { engine, view, memory, block_bytes, buffers, prefetch: options.prefetch, bytes: vec![0; block_bytes] })
+        let computes = Some(options.prefill_tokens_per_second).filter(|speed| options.compute && *speed > 0.0);
+        let (prefetch, bytes) = (options.prefetch, vec![0; block_bytes]);
+        Ok(Self { engine, view, memory, block_bytes, buffers, prefetch, computes, bytes })
     }
 
     /// Plays one request; `next` is announced meanwhile if prefetching was asked for.
@@ -102,7 +108,13 @@ impl Player {
         tally.report.blocks_hit += u64::from(loaded);
         tally.missed(reason.map_or("cold", MissReason::as_str), asked - u64::from(loaded));
         let tokens_hit = u64::from(loaded) * u64::from(BLOCK_TOKENS);
-        tally.tokens_missed += request.input_length.saturating_sub(tokens_hit);
+        let tokens_missed = request.input_length.saturating_sub(tokens_hit);
+        tally.tokens_missed += tokens_missed;
+        if let Some(speed) = self.computes {
+            let computing = Duration::from_secs_f64(tokens_missed as f64 / speed);
+            std::thread::sleep(computing);
+            tally.report.computed_s += computing.as_secs_f64();
+        }
         self.store(&hashes, &request.hash_ids, loaded, tally);
         if self.engine.epoch().is_none() {
             self.await_daemon();

@@ -59,7 +59,9 @@ pub(in crate::cli) struct Report {
     pub misses: BTreeMap<String, u64>,
     /// Seconds that an engine would have computed for the missed tokens, by `--prefill-tokens-per-second`.
     pub charged_prefill_s: f64,
-    /// Seconds of the replay, and those charged.
+    /// Of these, seconds that the replay waited for, by `--compute`.
+    pub computed_s: f64,
+    /// Seconds of the replay, and those charged and not waited for.
     pub total_s: f64,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(super) match_us_all: Option<Vec<u32>>,
@@ -85,6 +87,7 @@ impl Report {
         self.wrong_blocks += part.wrong_blocks;
         self.corrupt_copies += part.corrupt_copies;
         self.charged_prefill_s += part.charged_prefill_s;
+        self.computed_s += part.computed_s;
         self.load_s += part.load_s;
         self.store_s += part.store_s;
         self.epochs.extend(part.epochs);
@@ -101,7 +104,7 @@ impl Report {
         let at = |share: f64| samples.get((samples.len() as f64 * share) as usize).copied().unwrap_or(0).into();
         self.match_us = Percentiles { p50: at(0.5), p99: at(0.99) };
         self.rates();
-        self.total_s = wall.as_secs_f64() + self.charged_prefill_s;
+        self.total_s = wall.as_secs_f64() + self.charged_prefill_s - self.computed_s;
     }
 
     fn rates(&mut self) {
@@ -159,7 +162,7 @@ impl Tally {
             report.charged_prefill_s = self.tokens_missed as f64 / prefill_tokens_per_second;
         }
         report.rates();
-        report.total_s = wall.as_secs_f64() + report.charged_prefill_s;
+        report.total_s = wall.as_secs_f64() + report.charged_prefill_s - report.computed_s;
         report
     }
 }

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build check test lint demo torture sim corruption fuzz mutants bench clean-data
+.PHONY: help setup build check test lint demo torture sim corruption hostile deaths bugs mutants bench
 
 # One target directory for all checkouts: dependencies compile once.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvd/target
@@ -10,6 +10,7 @@ KVD := $(CARGO_TARGET_DIR)/debug/kvd
 CYCLES ?= 1000
 SEEDS ?= 10000
 BLOCK_BYTES ?= 65536
+SHARD ?= 0/20
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -40,3 +41,24 @@ torture: build ## Kill the daemon at random instants under load: make torture CY
 
 sim: setup ## Seeded simulation of ladder, slot table, mover and recovery: make sim SEEDS=10000
 	KVD_SIM_SEEDS=$(SEEDS) cargo test --workspace --test sim -- --nocapture
+
+corruption: build ## Every bit of headers and entries, 10^6 payload flips, tears and swaps, in a live daemon
+	KVD_CORRUPTION=1 cargo test --workspace --test corruption -- --nocapture
+
+hostile: build ## 10^6 mutated frames and ring entries, floods, slow peers, segments cut short
+	KVD_HOSTILE=1 cargo test --workspace --test hostile -- --nocapture
+
+deaths: build ## Engines killed and stopped in the middle of copies, daemons that stand still (some ten minutes)
+	KVD_DEATHS=1 cargo test --workspace --test deaths -- --nocapture --test-threads=1
+
+bugs: setup ## Plant each known bug and see whether the simulation finds it
+	tests/sim/bugs.sh
+
+mutants: setup ## Mutate ladder, slot tables and recovery, see what the tests notice: make mutants SHARD=0/20
+	tests/mutants.sh $(SHARD)
+
+bench: build ## The figures of this machine: match, copy, NVMe beside fio, memory and recovery
+	$(KVD) bench match
+	$(KVD) bench copy
+	$(KVD) bench nvme
+	$(KVD) bench recover

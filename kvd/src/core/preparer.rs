@@ -38,8 +38,7 @@ pub(super) fn spawn(preparing: Preparing) -> io::Result<JoinHandle<()>> {
                 thread::park();
                 continue;
             }
-            let made = preparing.files.prepare(SegmentId(next)).map_err(|error| error.to_string());
-            match made.and_then(|segment| segment.memory().populate().map_err(|error| error.to_string())) {
+            match prepare(&preparing.files, SegmentId(next)) {
                 Ok(()) => {
                     next += 1;
                     failing = false;
@@ -54,4 +53,11 @@ pub(super) fn spawn(preparing: Preparing) -> io::Result<JoinHandle<()>> {
             }
         }
     })
+}
+
+fn prepare(files: &SegmentFiles, segment: SegmentId) -> Result<(), String> {
+    let open = files.prepare(segment).map_err(|error| error.to_string())?;
+    // One that was adopted may still have the small pages of an earlier version, or of a time when memory was short.
+    let _ = open.memory().collapse();
+    open.memory().populate().map_err(|error| error.to_string())
 }

@@ -111,8 +111,11 @@ fn io_uring(config: &Config, machine: &dyn Machine, notes: &mut Notes) {
 
 fn huge_pages(config: &Config, machine: &dyn Machine, notes: &mut Notes) {
     let on_hugetlbfs = machine.filesystem(&config.tiers.dram.path).is_ok_and(|fs| fs.kind == "hugetlbfs");
+    // From 6.1 on kvd asks for them piece by piece, whatever the setting; only `deny` forbids that.
+    let asks = kernel_version(&machine.kernel_release()).is_some_and(|version| version >= (6, 1));
     match machine.shared_huge_pages().as_deref() {
         _ if on_hugetlbfs => notes.ok("the arena is on hugetlbfs"),
+        Some("never") if asks => notes.ok("huge pages in shared memory: asked for by kvd itself"),
         Some("never" | "deny") => notes.warn(
             "shared memory gets no huge pages: first touch and pinning of the arena take about ten times as long",
             "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled, or put tiers.dram.path on hugetlbfs",

@@ -222,7 +222,7 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "no huge pages",
-        seed: |m, _| m.shared_huge_pages = "never",
+        seed: |m, _| m.shared_huge_pages = "deny",
         check: "huge pages",
         severity: WARNING,
         says: "no huge pages",

@@ -3,11 +3,14 @@
 use super::memory::{Memory, sealed};
 use super::sigbus::Registration;
 use rustix::fs::FileType;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering;
+
+/// A huge page on x86-64, and on AArch64 with pages of 4 KiB.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Why a file could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -67,11 +70,7 @@ impl Mapping {
         if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && file_bytes < end {
             return Err(MappingError::FileTooShort { file_bytes, end });
         }
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory of this process.
-        let base =
-            unsafe { mmap(ptr::null_mut(), len, access, MapFlags::SHARED, file, offset) }.map_err(io::Error::from)?;
-        let base = NonNull::new(base.cast::<u8>()).expect("the kernel maps nothing at address 0 unasked");
+        let base = map(file, offset, len)?;
         match Registration::new(base, len) {
             Some(registration) => Ok(Self { base, len, registration }),
             None => {
@@ -93,6 +92,27 @@ impl Mapping {
         }
     }
 
+    /// Asks the kernel to put huge pages under all whole 2 MiB of the range, whatever the system's settings say; contents stay.
+    /// Takes about a millisecond each, and more where memory is fragmented. Saves most of the cost of first touch, of pinning
+    /// and of long lists of pages in the I/O of a disk.
+    ///
+    /// # Errors
+    /// A wish that the kernel did not or not everywhere grant: it is older than 6.1, memory is short, pages are pinned. The
+    /// memory works the same, only slower.
+    pub fn collapse(&self) -> io::Result<()> {
+        let (skip, pieces) = whole_pieces(self.base, self.len);
+        if pieces == 0 {
+            return Ok(());
+        }
+        // SAFETY: `skip` lies inside the mapping, as at least one whole piece follows it.
+        let first = unsafe { self.base.add(skip) };
+        // SAFETY: the pieces lie inside the mapping, which is ours until drop; the advice changes no content.
+        match unsafe { libc::madvise(first.as_ptr().cast(), pieces * HUGE_PAGE_BYTES, libc::MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     fn touch_every_page(&self) -> io::Result<()> {
         for offset in (0..self.len & !7).step_by(rustix::param::page_size()) {
             // Relaxed: only the page fault is wanted, the value stays.
@@ -100,6 +120,46 @@ impl Mapping {
         }
         if self.poisoned() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
+}
+
+/// Maps a range of a file, at an address at which huge pages of the file can be mapped as such.
+fn map(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<NonNull<u8>> {
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    if len < HUGE_PAGE_BYTES || !offset.is_multiple_of(HUGE_PAGE_BYTES as u64) {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory of this process.
+        let base = unsafe { mmap(ptr::null_mut(), len, access, MapFlags::SHARED, file, offset) }?;
+        return Ok(NonNull::new(base.cast::<u8>()).expect("the kernel maps nothing at address 0 unasked"));
+    }
+    // The kernel aligns to its page only, so reserve a little more, map at the first aligned address and give the rest back.
+    let reserved = len.checked_add(HUGE_PAGE_BYTES).ok_or(io::ErrorKind::InvalidInput)?;
+    let nothing = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory of this process.
+    let start = unsafe { mmap_anonymous(ptr::null_mut(), reserved, ProtFlags::empty(), nothing) }?;
+    let start = NonNull::new(start.cast::<u8>()).expect("the kernel maps nothing at address 0 unasked");
+    let skip = start.as_ptr().align_offset(HUGE_PAGE_BYTES);
+    // SAFETY: skip < HUGE_PAGE_BYTES, by which the reservation is longer than `len`.
+    let base = unsafe { start.add(skip) };
+    let at = base.as_ptr().cast();
+    // SAFETY: the range lies inside the reservation, which nobody else knows and nothing was put into.
+    let mapped = unsafe { mmap(at, len, access, MapFlags::SHARED | MapFlags::FIXED, file, offset) };
+    let (unused, kept) =
+        if mapped.is_ok() { (skip, len.next_multiple_of(rustix::param::page_size())) } else { (reserved, 0) };
+    // SAFETY: in front of the mapping lies the reservation alone; all of it where there is no mapping.
+    let _ = unsafe { munmap(start.as_ptr().cast(), unused) };
+    if let Some(behind) = reserved.checked_sub(unused + kept).filter(|behind| *behind > 0) {
+        // SAFETY: unused + kept < reserved.
+        let end = unsafe { start.add(unused + kept) };
+        // SAFETY: behind the mapping's last page lies the reservation alone.
+        let _ = unsafe { munmap(end.as_ptr().cast(), behind) };
+    }
+    mapped?;
+    Ok(base)
+}
+
+/// Where the first whole huge page begins in a range, and how many there are.
+fn whole_pieces(base: NonNull<u8>, len: usize) -> (usize, usize) {
+    let skip = base.as_ptr().align_offset(HUGE_PAGE_BYTES);
+    (skip, len.saturating_sub(skip) / HUGE_PAGE_BYTES)
 }
 
 impl Drop for Mapping {
@@ -150,6 +210,32 @@ mod tests {
         two.touch_every_page().unwrap();
         one.read(5000, &mut back).unwrap();
         assert_eq!(&back, b"shared");
+    }
+
+    #[test]
+    fn huge_pages_are_a_wish_that_changes_no_byte() {
+        let bytes = 2 * HUGE_PAGE_BYTES + 4096;
+        let file = memfd_sealed("kvd-test", bytes as u64).unwrap();
+        let mapping = Mapping::new(file.as_fd(), 0, bytes).unwrap();
+        assert!(mapping.base.as_ptr().addr().is_multiple_of(HUGE_PAGE_BYTES));
+        let places = [0, HUGE_PAGE_BYTES - 8, bytes - 8];
+        places.iter().for_each(|at| mapping.write(*at, &at.to_le_bytes()).unwrap());
+        // Refused on old kernels and where memory is short.
+        let _ = mapping.collapse();
+        let small = Mapping::new(file.as_fd(), 4096, HUGE_PAGE_BYTES).unwrap();
+        small.collapse().unwrap();
+        for at in places {
+            let mut back = [0; 8];
+            mapping.read(at, &mut back).unwrap();
+            assert_eq!(back, at.to_le_bytes());
+        }
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let end = mapping.base.as_ptr().addr() + bytes;
+        let range = format!("{:x}-{end:x}", mapping.base.as_ptr().addr());
+        drop(mapping);
+        assert!(maps.lines().any(|line| line.starts_with(&range)), "no mapping {range}");
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.lines().any(|line| line.starts_with(&range)), "the mapping is left behind");
     }
 
     #[test]

@@ -70,6 +70,8 @@ impl Hand {
         };
         let file = memfd_sealed("kvd-bench-raw", (blocks * block_bytes) as u64)?;
         let mapping = Mapping::new(file.as_fd(), 0, blocks * block_bytes).map_err(failed)?;
+        // As the arena's segments are. Without huge pages it is measured without.
+        let _ = mapping.collapse();
         mapping.populate()?;
         let chain_blocks = (CHAIN_BYTES_MAX / block_bytes).min(CHAIN_BLOCKS_MAX);
         Ok(Hand {

@@ -33,6 +33,8 @@ pub(super) fn made(block_bytes: u32) -> Result<Vec<Made>, Failure> {
     for _ in 0..SEGMENTS {
         let memfd = memfd_sealed("kvd-bench-records", u64::from(SEGMENT_BYTES))?;
         let mapping = Mapping::new(memfd.as_fd(), 0, SEGMENT_BYTES as usize).map_err(failed)?;
+        // As the arena's segments are. Without huge pages it is measured without.
+        let _ = mapping.collapse();
         let segment: Arc<dyn Memory> = Arc::new(mapping);
         for at in (0..SEGMENT_BYTES / block_bytes).map(|index| (index * block_bytes) as usize) {
             let memory = MemoryExtent::new(Arc::clone(&segment), at, block_bytes as usize).map_err(failed)?;

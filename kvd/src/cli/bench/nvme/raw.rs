@@ -18,7 +18,10 @@ pub(super) fn run(disk: &Disk, shape: Shape) -> Result<Run, Failure> {
     let file = io.add_file(Arc::clone(&disk.prepared.file)).map_err(failed)?;
     let bytes_in_flight = shape.block_bytes as usize * shape.queue_depth as usize;
     let memfd = memfd_sealed("kvd-bench-raw", bytes_in_flight as u64)?;
-    let memory: Arc<dyn Memory> = Arc::new(Mapping::new(memfd.as_fd(), 0, bytes_in_flight).map_err(failed)?);
+    let mapping = Mapping::new(memfd.as_fd(), 0, bytes_in_flight).map_err(failed)?;
+    // As the arena's segments are. Without huge pages it is measured without.
+    let _ = mapping.collapse();
+    let memory: Arc<dyn Memory> = Arc::new(mapping);
     memory.zero(0, bytes_in_flight).map_err(failed)?;
     io.register_memory(&memory);
     let mut random = Seeded::new(u64::from(shape.block_bytes));

@@ -57,7 +57,8 @@ pub(super) fn spawn(preparing: Preparing) -> io::Result<JoinHandle<()>> {
 
 fn prepare(files: &SegmentFiles, segment: SegmentId) -> Result<(), String> {
     let open = files.prepare(segment).map_err(|error| error.to_string())?;
-    // One that was adopted may still have the small pages of an earlier version, or of a time when memory was short.
+    // A new one and one of an earlier version have small pages, which every engine that maps it would have to bring in, and
+    // pin, one by one.
     let _ = open.memory().collapse();
     open.memory().populate().map_err(|error| error.to_string())
 }

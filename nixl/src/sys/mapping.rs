@@ -93,8 +93,8 @@ impl Mapping {
     }
 
     /// Asks the kernel to put huge pages under all whole 2 MiB of the range, whatever the system's settings say; contents stay.
-    /// Takes about a millisecond each, and more where memory is fragmented. Saves most of the cost of first touch, of pinning
-    /// and of long lists of pages in the I/O of a disk.
+    /// The pages must be there already (the kernel makes none huge over a hole of a file). Takes one to two milliseconds per
+    /// piece, and more where memory is fragmented; saves every later mapping of the file most of first touch and of pinning.
     ///
     /// # Errors
     /// A wish that the kernel did not or not everywhere grant: it is older than 6.1, memory is short, pages are pinned. The

@@ -99,7 +99,7 @@ impl SegmentFiles {
         let mut place = self.place(segment).ok_or_else(|| self.out_of_range(segment))?;
         match &*place {
             Some(open) => Ok(Arc::clone(open)),
-            None => self.create_at(&mut place, segment, Pages::Huge),
+            None => self.create_at(&mut place, segment),
         }
     }
 
@@ -107,32 +107,16 @@ impl SegmentFiles {
     /// released, also for those who still map it.
     pub(super) fn create(&self, segment: SegmentId) -> Result<Arc<Segment>, SegmentError> {
         let mut place = self.place(segment).ok_or_else(|| self.out_of_range(segment))?;
-        // The owner of the table waits: no time to look for huge pages.
-        self.create_at(&mut place, segment, Pages::Any)
+        self.create_at(&mut place, segment)
     }
 
-    fn create_at(
-        &self,
-        place: &mut Option<Arc<Segment>>,
-        segment: SegmentId,
-        pages: Pages,
-    ) -> Result<Arc<Segment>, SegmentError> {
+    fn create_at(&self, place: &mut Option<Arc<Segment>>, segment: SegmentId) -> Result<Arc<Segment>, SegmentError> {
         let path = self.path(segment);
         if let Some(before) = place.take() {
             release(&before.file);
         }
         let made = create_file(&path).map_err(|source| SegmentError::File { path: path.clone(), source })?;
-        let segment = map(made, path.clone(), true)?;
-        if pages == Pages::Huge {
-            // Before the pages are there, as then none is copied. A wish: what is left gets small ones.
-            let _ = segment.mapping.collapse();
-        }
-        // All of it now: a full tmpfs is an error here and not a SIGBUS later.
-        if let Err(source) = allocate(&segment.file, 0, u64::from(SEGMENT_BYTES)) {
-            let _ = std::fs::remove_file(&path);
-            return Err(SegmentError::File { path, source });
-        }
-        Ok(Arc::clone(place.insert(segment)))
+        Ok(Arc::clone(place.insert(map(made, path, true)?)))
     }
 
     /// Opens the file that an earlier daemon left.
@@ -185,13 +169,6 @@ impl SegmentFiles {
     }
 }
 
-/// Which pages a new segment shall get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pages {
-    Huge,
-    Any,
-}
-
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
@@ -204,7 +181,11 @@ fn create_file(path: &Path) -> io::Result<File> {
         _ => {}
     }
     let file = options().create_new(true).open(path)?;
-    file.set_len(SEGMENT_BYTES.into())?;
+    // All of it now: a full tmpfs is an error here and not a SIGBUS later.
+    if let Err(error) = allocate(&file, 0, u64::from(SEGMENT_BYTES)) {
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
     Ok(file)
 }
 

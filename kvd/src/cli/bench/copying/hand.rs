@@ -70,9 +70,9 @@ impl Hand {
         };
         let file = memfd_sealed("kvd-bench-raw", (blocks * block_bytes) as u64)?;
         let mapping = Mapping::new(file.as_fd(), 0, blocks * block_bytes).map_err(failed)?;
+        mapping.populate()?;
         // As the arena's segments are. Without huge pages it is measured without.
         let _ = mapping.collapse();
-        mapping.populate()?;
         let chain_blocks = (CHAIN_BYTES_MAX / block_bytes).min(CHAIN_BLOCKS_MAX);
         Ok(Hand {
             _engine: engine,

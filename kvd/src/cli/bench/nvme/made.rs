@@ -33,6 +33,7 @@ pub(super) fn made(block_bytes: u32) -> Result<Vec<Made>, Failure> {
     for _ in 0..SEGMENTS {
         let memfd = memfd_sealed("kvd-bench-records", u64::from(SEGMENT_BYTES))?;
         let mapping = Mapping::new(memfd.as_fd(), 0, SEGMENT_BYTES as usize).map_err(failed)?;
+        mapping.populate()?;
         // As the arena's segments are. Without huge pages it is measured without.
         let _ = mapping.collapse();
         let segment: Arc<dyn Memory> = Arc::new(mapping);

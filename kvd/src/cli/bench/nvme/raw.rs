@@ -19,6 +19,7 @@ pub(super) fn run(disk: &Disk, shape: Shape) -> Result<Run, Failure> {
     let bytes_in_flight = shape.block_bytes as usize * shape.queue_depth as usize;
     let memfd = memfd_sealed("kvd-bench-raw", bytes_in_flight as u64)?;
     let mapping = Mapping::new(memfd.as_fd(), 0, bytes_in_flight).map_err(failed)?;
+    mapping.populate()?;
     // As the arena's segments are. Without huge pages it is measured without.
     let _ = mapping.collapse();
     let memory: Arc<dyn Memory> = Arc::new(mapping);

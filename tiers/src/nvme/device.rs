@@ -76,6 +76,8 @@ pub struct Device<I> {
     scrubs: VecDeque<usize>,
     /// What changes the device and has not started.
     changes: VecDeque<usize>,
+    /// So many of them, from the front, hold what they should.
+    checked: usize,
     /// Reads whose bytes are in memory and not yet verified.
     landed: VecDeque<usize>,
     finished: VecDeque<Finished>,
@@ -129,6 +131,7 @@ impl<I: Io> Device<I> {
             reads: queue(),
             scrubs: VecDeque::new(),
             changes: queue(),
+            checked: 0,
             landed: VecDeque::with_capacity(options.reads_max),
             finished: VecDeque::with_capacity(options.moves_max),
             reading: 0,
@@ -230,6 +233,7 @@ impl<I: Io> Device<I> {
             let Some(task) = self.landed.pop_front() else { break };
             self.verify(task);
         }
+        self.check_ahead();
     }
 
     /// The answers since the last call.
@@ -239,7 +243,8 @@ impl<I: Io> Device<I> {
 
     /// When `pump` must be called even if no operation ended: now, at that time, or not at all.
     pub fn poll_timeout(&self) -> Option<Time> {
-        if !self.landed.is_empty() || self.flights.unstarted > 0 || self.held_page.is_some() {
+        let busy = !self.landed.is_empty() || self.flights.unstarted > 0 || self.held_page.is_some();
+        if busy || self.to_check().is_some() {
             return Some(self.now);
         }
         let sync = self.dirty_since.filter(|_| self.syncing.is_none()).map(|since| since + self.options.sync_interval);

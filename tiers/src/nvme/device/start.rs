@@ -7,9 +7,9 @@ use crate::nvme::flight::Purpose;
 use crate::nvme::geometry::{SUPERBLOCK_AT, Slot};
 use crate::nvme::journal::Waiting;
 use crate::nvme::zone::ZoneHeader;
-use crate::record::{Expect, verify_record};
+use crate::record::{Expect, Mismatch, verify_record};
 
-use super::{Device, Syncing};
+use super::{Device, Syncing, VERIFIED_PER_PUMP};
 
 /// What became of the first of a queue.
 enum Start {
@@ -121,23 +121,61 @@ impl<I: Io> Device<I> {
                 Start::Gone => self.changes.pop_front(),
                 Start::Blocked => return,
             };
+            self.checked = self.checked.saturating_sub(1);
         }
+    }
+
+    /// The next change to look at ahead of its turn, while nothing is there that an engine waits for.
+    pub(super) fn to_check(&self) -> Option<usize> {
+        let idle = self.landed.is_empty() && self.reads.is_empty() && self.writing >= self.options.writes_max;
+        let next = self.changes.get(self.checked).copied();
+        next.filter(|_| idle && self.checked < self.options.writes_max)
+    }
+
+    /// Checks the sources of the next writes while the device is busy with others, so that it gets them at once when it is
+    /// free. One that is not what it should be goes no further.
+    pub(super) fn check_ahead(&mut self) {
+        for _ in 0..VERIFIED_PER_PUMP {
+            let Some(task) = self.to_check() else { return };
+            match self.check(task) {
+                Ok(()) => self.checked += 1,
+                Err(mismatch) => {
+                    self.changes.remove(self.checked);
+                    self.refuse(task, mismatch);
+                }
+            }
+        }
+    }
+
+    /// Checked before bytes leave: a record that rotted in memory must not become the good copy.
+    fn check(&mut self, task: usize) -> Result<(), Mismatch> {
+        match self.tasks.get(task) {
+            Command::Write { entry, memory, .. } => verify_record(memory, &Expect::from(entry), &mut self.scratch),
+            _ => Ok(()),
+        }
+    }
+
+    fn refuse(&mut self, task: usize, mismatch: Mismatch) {
+        if let Command::Write { slot, .. } = self.tasks.get(task) {
+            self.zones.vacate(Slot::from(*slot));
+        }
+        self.finish(task, Err(mismatch.into()));
     }
 
     fn start_write(&mut self, task: usize) -> Start {
         if self.writing >= self.options.writes_max || self.write_limit.free_at() > self.now {
             return Start::Blocked;
         }
-        let Command::Write { slot, entry, memory, .. } = self.tasks.get(task) else { return Start::Gone };
+        let Command::Write { slot, memory, .. } = self.tasks.get(task) else { return Start::Gone };
         let (slot, memory) = (Slot::from(*slot), memory.clone());
         let Some(room) = self.zones.slot_bytes(slot) else {
             self.finish(task, Err(Failure::Refused("the zone was formatted meanwhile")));
             return Start::Gone;
         };
-        // Checked before bytes leave: a record that rotted in memory must not become the good copy.
-        if let Err(mismatch) = verify_record(&memory, &Expect::from(entry), &mut self.scratch) {
-            self.zones.vacate(slot);
-            self.finish(task, Err(mismatch.into()));
+        if self.checked == 0
+            && let Err(mismatch) = self.check(task)
+        {
+            self.refuse(task, mismatch);
             return Start::Gone;
         }
         let bytes = memory.len() as u64;

@@ -78,6 +78,14 @@ pub(crate) fn slab(data: &[u8]) {
 pub(crate) fn namespace(data: &[u8]) {
     if let Ok(namespace) = Namespace::decode(data) {
         assert_eq!(namespace.encode().expect("it came so"), data, "one encoding each");
+        // What the daemon works out next from what a client says.
+        for group in &namespace.groups {
+            let layers = group.planes.iter().map(|plane| plane.layers).max().unwrap_or(1);
+            let heads = group.planes.iter().map(|plane| plane.heads).max().unwrap_or(1);
+            if let Ok(shard) = Shard::whole(layers, heads) {
+                assert_eq!(group.record_bytes(&shard).is_ok(), group.units(&shard).is_ok());
+            }
+        }
     }
     if let Some(bytes) = data.first_chunk()
         && let Ok(shard) = Shard::from_bytes(bytes)

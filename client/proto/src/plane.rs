@@ -123,7 +123,9 @@ impl GroupSpec {
             return Err(LayoutError::Beyond);
         }
         for plane in &self.planes {
-            bytes += plane.units(shard) * u64::from(plane.unit_bytes_of(shard)?);
+            // At most 2^32 units of less than 2^32 bytes each: only the sum can leave 64 bits.
+            let plane_bytes = plane.units(shard) * u64::from(plane.unit_bytes_of(shard)?);
+            bytes = bytes.checked_add(plane_bytes).ok_or(LayoutError::Size)?;
         }
         match u32::try_from(bytes) {
             Ok(0) => Err(LayoutError::Beyond),
@@ -208,6 +210,17 @@ mod tests {
         let rank = Shard::new(0..4, 6..8, Interleave::WHOLE).unwrap();
         assert_eq!(group.record_bytes(&rank), Ok(4 * (2 * 8192 + 100_000)));
         assert_eq!(group.units(&rank), Ok(Units { count: 8, unit_bytes: OPAQUE_UNIT_BYTES }));
+    }
+
+    #[test]
+    fn payloads_beyond_all_bounds_are_refused() {
+        let huge = || plane(u16::MAX, u16::MAX, u32::MAX, Sharding::Sharded);
+        let whole = Shard::whole(u16::MAX, u16::MAX).unwrap();
+        for planes in 1..=16 {
+            let group = group((0..planes).map(|_| huge()).collect());
+            assert_eq!(group.record_bytes(&whole), Err(LayoutError::Size));
+            assert_eq!(group.units(&whole), Err(LayoutError::Size));
+        }
     }
 
     #[test]

@@ -17,8 +17,8 @@ use kvd_proto::wire::ring::{Completion, ENTRY_BYTES, Op, Request, Status};
 const SPIN: Duration = Duration::from_micros(50);
 /// Longest sleep before a thread looks whether the session has ended.
 const NAP: Duration = Duration::from_millis(20);
-/// Requests without an answer to wait for that are kept while the ring is full. More are dropped: the daemon gives idle
-/// leases back by itself.
+/// Requests without an answer to wait for that are kept while the ring is full. With more the session ends: a lease that was
+/// not given back would hold its slots as long as the session lives, and a daemon so far behind is no use.
 const GIVE_BACK_MAX: usize = 1024;
 /// In the low byte of a token: nobody waits for the completion.
 const NOBODY: u64 = 0xff;
@@ -41,6 +41,8 @@ pub(crate) struct Link {
     /// Signalled when the session has ended.
     ended: Arc<EventFd>,
     down: AtomicBool,
+    /// Who made it: a child that inherits it must leave it alone.
+    process: u32,
     /// Guards the request ring. Taken with `state` held, never the other way round.
     sender: Mutex<Sender>,
     /// Guards the calls. Held for moments only, never while waiting for the daemon.
@@ -99,6 +101,7 @@ impl Link {
             bell,
             ended,
             down: AtomicBool::new(false),
+            process: std::process::id(),
             sender: Mutex::new(Sender { producer: rings.0, give_back: VecDeque::new() }),
             state: Mutex::new(state),
             arrived: Condvar::new(),
@@ -145,20 +148,40 @@ impl Link {
 
     /// Sends a request to whose answer nobody listens.
     pub(crate) fn give_back(&self, op: Op, lease: u64) {
+        if std::process::id() != self.process {
+            // A child has a copy of the lease and of our end of the rings, but neither is its own.
+            return;
+        }
         let mut state = self.lock();
-        self.give_back_with(&mut state, op, lease);
+        if !self.give_back_with(&mut state, op, lease) {
+            // Nobody waits for anything, so nobody has taken the answers, and the daemon waits for room.
+            self.take_answers(&mut state);
+        }
     }
 
-    fn give_back_with(&self, state: &mut State, op: Op, lease: u64) {
+    /// Takes the completions that are there, unless a waiting thread does.
+    fn take_answers(&self, state: &mut State) {
+        let Some(mut consumer) = state.consumer.take() else { return };
+        let first = consumer.pop();
+        if self.hand_out(state, &mut consumer, first).is_err() {
+            self.fail();
+        }
+        state.consumer = Some(consumer);
+    }
+
+    /// Whether all that was kept went.
+    fn give_back_with(&self, state: &mut State, op: Op, lease: u64) -> bool {
         state.sequence += 1;
         let token = state.sequence << 8 | NOBODY;
         let request =
             Request { op, flags: 0, view: 0, slab: 0, first: 0, count: 0, token, lease, deadline_us: 0, arg: 0 };
         let mut sender = self.sender.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if sender.give_back.len() < GIVE_BACK_MAX {
-            sender.give_back.push_back(request);
+        if sender.give_back.len() >= GIVE_BACK_MAX {
+            self.fail();
+            return false;
         }
-        self.flush(&mut sender);
+        sender.give_back.push_back(request);
+        self.flush(&mut sender)
     }
 
     /// Sends what was kept; whether all of it went.
@@ -189,15 +212,15 @@ impl Link {
         self.arrived.notify_all();
     }
 
-    fn send(&self, request: &Request) -> Result<(), CallError> {
+    /// Sends a request; `false`: the ring is full.
+    fn send(&self, request: &Request) -> Result<bool, CallError> {
         let mut sender = self.sender.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if !self.flush(&mut sender) && self.is_down() {
             return Err(CallError::Down);
         }
         match sender.producer.push(&request.encode()) {
-            // A full ring: the daemon has taken nothing for a long time.
-            Ok(false) => return Err(CallError::Timeout),
-            Ok(true) if sender.producer.wake(&self.bell).is_ok() => return Ok(()),
+            Ok(false) => return Ok(false),
+            Ok(true) if sender.producer.wake(&self.bell).is_ok() => return Ok(true),
             Ok(true) | Err(_) => {}
         }
         self.fail();
@@ -279,8 +302,8 @@ impl Link {
     /// A lease that came too late to be of use.
     fn return_lease(&self, state: &mut State, op: Op, lease: u64) {
         match op {
-            Op::Match if lease != 0 => self.give_back_with(state, Op::Release, lease),
-            Op::Offer if lease != 0 => self.give_back_with(state, Op::Abandon, lease),
+            Op::Match if lease != 0 => drop(self.give_back_with(state, Op::Release, lease)),
+            Op::Offer if lease != 0 => drop(self.give_back_with(state, Op::Abandon, lease)),
             _ => {}
         }
     }
@@ -328,7 +351,17 @@ impl Call<'_> {
         };
         self.op = request.op;
         let slab = u16::try_from(self.place).expect("there are at most 254 places");
-        let sent = self.link.send(&Request { slab, token, deadline_us: self.deadline_us(), ..request });
+        let sent = loop {
+            match self.link.send(&Request { slab, token, deadline_us: self.deadline_us(), ..request }) {
+                Ok(true) => break Ok(()),
+                // A full ring. It may be full because nobody has taken the answers to what was given back: while waiting we do.
+                Ok(false) => match self.link.wait(self.link.lock(), self.deadline) {
+                    Ok(_) => {}
+                    Err(error) => break Err(error),
+                },
+                Err(error) => break Err(error),
+            }
+        };
         if sent.is_err() {
             self.set_place(Place::Taken { token: 0, partial: None, last: None });
         }

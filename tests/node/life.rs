@@ -61,3 +61,34 @@ fn nvme_serves_what_dram_lost() {
     let again = engine.check(1, 64);
     assert_eq!((again.right, again.dram), (64, 64), "a load promotes: {again:?}");
 }
+
+#[test]
+fn matches_that_are_dropped_all_at_once_leave_the_session_usable() {
+    let scratch = Scratch::new("dropped");
+    let _daemon = Daemon::start(&scratch, &options());
+    let engine = TestEngine::connect(&scratch.socket(), 1, BLOCK, 64);
+    assert_eq!(engine.store(1, 0, 1).granted, 1);
+    // More than both rings hold, and nobody takes an answer meanwhile.
+    for _ in 0..3 {
+        let held: Vec<_> = (0..900).map(|_| engine.find(1, 1)).collect();
+        assert!(held.iter().all(|found| found.blocks() == 1));
+        drop(held);
+    }
+    let epoch = engine.engine().epoch();
+    assert_eq!(engine.check(1, 1).right, 1);
+    assert_eq!(engine.engine().epoch(), epoch, "the session ended");
+    assert!(epoch.is_some());
+}
+
+#[test]
+fn no_limit_as_a_deadline_is_no_panic() {
+    let scratch = Scratch::new("unlimited");
+    let _daemon = Daemon::start(&scratch, &options());
+    let mut options = TestEngine::options(&scratch.socket(), 1);
+    options.match_deadline = Some(std::time::Duration::MAX);
+    options.load_deadline = Some(std::time::Duration::MAX);
+    options.store_deadline = std::time::Duration::MAX;
+    let engine = TestEngine::join(options, BLOCK, 64).expect("the daemon accepts us");
+    assert_eq!(engine.store(1, 0, 4).granted, 4);
+    assert_eq!(engine.check(1, 4).right, 4);
+}

@@ -1,16 +1,20 @@
-//! The same calls as futures, for engines that must not block: one thread makes the calls in their order.
+//! The same calls as futures, for engines that must not block: one thread makes the matches in their order, another one the
+//! loads and stores.
 //!
 //! The futures need no particular runtime.
 
 use std::future::Future;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use kvd_proto::{BlockHash, MissReason};
 
+use crate::deadline::deadline_in;
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{ConnectError, ViewError};
 use crate::layout::{BlockMemory, EngineLayout, LayoutBlocks};
@@ -24,18 +28,25 @@ const WAITING_MAX: usize = 256;
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// What waits for a thread: a match does not wait behind copies.
+#[derive(Debug, Clone)]
+struct Queues {
+    matches: SyncSender<Job>,
+    copies: SyncSender<Job>,
+}
+
 /// An engine whose calls are futures.
 #[derive(Debug, Clone)]
 pub struct AsyncEngine {
     engine: Engine,
-    jobs: SyncSender<Job>,
+    queues: Queues,
 }
 
 /// A view whose calls are futures.
 #[derive(Debug, Clone)]
 pub struct AsyncView {
     view: View,
-    jobs: SyncSender<Job>,
+    queues: Queues,
 }
 
 impl AsyncEngine {
@@ -46,10 +57,7 @@ impl AsyncEngine {
 
     /// Makes futures of an engine's calls.
     pub fn over(engine: Engine) -> Result<Self, ConnectError> {
-        let (jobs, inbox) = sync_channel(WAITING_MAX);
-        // It ends when the last sender has gone.
-        std::thread::Builder::new().name("kvd-dispatch".into()).spawn(move || dispatch(&inbox))?;
-        Ok(Self { engine, jobs })
+        Ok(Self { engine, queues: Queues { matches: queue("kvd-match")?, copies: queue("kvd-copy")? } })
     }
 
     /// The blocking engine beneath.
@@ -59,14 +67,20 @@ impl AsyncEngine {
 
     /// Opens a view, as [`Engine::open_view`] does; this call blocks.
     pub fn open_view(&self, spec: &ViewSpec<'_>) -> Result<AsyncView, ViewError> {
-        Ok(AsyncView { view: self.engine.open_view(spec)?, jobs: self.jobs.clone() })
+        Ok(AsyncView { view: self.engine.open_view(spec)?, queues: self.queues.clone() })
     }
 }
 
-fn dispatch(inbox: &Receiver<Job>) {
-    while let Ok(job) = inbox.recv() {
-        job();
-    }
+/// A queue and its thread, which ends when the last sender has gone.
+fn queue(name: &str) -> std::io::Result<SyncSender<Job>> {
+    let (jobs, inbox) = sync_channel::<Job>(WAITING_MAX);
+    let work = move || {
+        while let Ok(job) = inbox.recv() {
+            job();
+        }
+    };
+    std::thread::Builder::new().name(name.into()).spawn(work)?;
+    Ok(jobs)
 }
 
 impl AsyncView {
@@ -78,7 +92,9 @@ impl AsyncView {
     /// [`View::match_prefix`].
     pub fn match_prefix(&self, hashes: Vec<BlockHash>) -> Pending<Match> {
         let view = self.view.clone();
-        self.submit(move || view.match_prefix(&hashes), || Match::missed(MissReason::Quota))
+        let deadline = deadline_in(view.match_deadline(None));
+        let work = move || view.match_prefix_within(&hashes, deadline.saturating_duration_since(Instant::now()));
+        submit(&self.view, &self.queues.matches, work, Match::missed)
     }
 
     /// [`View::load`] into blocks `into` of the engine's memory.
@@ -90,8 +106,12 @@ impl AsyncView {
         into: LayoutBlocks,
     ) -> Pending<Loaded> {
         let view = self.view.clone();
-        let missed = || Loaded { reason: Some(MissReason::Quota), ..Loaded::default() };
-        self.submit(move || view.load(&found, blocks, &layout.known(&into)), missed)
+        let deadline = deadline_in(view.load_deadline(None));
+        let work = move || {
+            let within = deadline.saturating_duration_since(Instant::now());
+            view.load_within(&found, blocks, &layout.known(&into), within)
+        };
+        submit(&self.view, &self.queues.copies, work, |reason| Loaded { reason: Some(reason), ..Loaded::default() })
     }
 
     /// [`View::store`] from blocks `from` of the engine's memory.
@@ -110,30 +130,40 @@ impl AsyncView {
             let sources: Vec<BlockMemory<'_>> = layout.known(&from);
             view.store(&StoreRequest { parent, first_position, hashes: &hashes, sources: &sources, tokens: &tokens })
         };
-        self.submit(work, move || Stored { refused: count, reason: Some(MissReason::Quota), ..Stored::default() })
-    }
-
-    fn submit<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-        full: impl FnOnce() -> T,
-    ) -> Pending<T> {
-        let shared = Arc::new(Promise { state: Mutex::new(State::Waiting(None)), ended: Condvar::new() });
-        let promise = shared.clone();
-        let job = move || {
-            if promise.begin() {
-                promise.end(work());
-            }
-        };
-        if self.jobs.try_send(Box::new(job)).is_err() {
-            shared.end(full());
-        }
-        Pending(shared)
+        let missed = move |reason| Stored { refused: count, reason: Some(reason), ..Stored::default() };
+        submit(&self.view, &self.queues.copies, work, missed)
     }
 }
 
-/// The result of a call to come. Dropped early, a call that has not begun never does, and one that has is waited for
-/// (at most its deadline): also then nothing of it moves afterwards.
+/// Lets the thread of a queue do `work`. Where that cannot be, or `work` panics, the result is a miss.
+fn submit<T: Send + 'static>(
+    view: &View,
+    queue: &SyncSender<Job>,
+    work: impl FnOnce() -> T + Send + 'static,
+    missed: impl Fn(MissReason) -> T + Copy + Send + 'static,
+) -> Pending<T> {
+    let shared = Arc::new(Promise { state: Mutex::new(State::Waiting(None)), ended: Condvar::new() });
+    if view.engine.shared.session().is_none() {
+        // No daemon; or a child of the process whose threads would have done it.
+        shared.end(missed(MissReason::TierDown));
+        return Pending(shared);
+    }
+    let promise = shared.clone();
+    let job = move || {
+        if promise.begin() {
+            // The queue's thread must live on: others wait for it.
+            let done = catch_unwind(AssertUnwindSafe(work));
+            promise.end(done.unwrap_or_else(|_| missed(MissReason::TierDown)));
+        }
+    };
+    if queue.try_send(Box::new(job)).is_err() {
+        shared.end(missed(MissReason::Quota));
+    }
+    Pending(shared)
+}
+
+/// The result of a call to come. Its deadline counts from its making. Dropped early, a call that has not begun never does, and
+/// one that has is waited for (a store of several batches: each at most its deadline): also then nothing of it moves afterwards.
 #[derive(Debug)]
 pub struct Pending<T>(Arc<Promise<T>>);
 

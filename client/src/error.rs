@@ -101,6 +101,9 @@ pub enum LayoutError {
         /// Tokens of a block that it holds.
         tokens: u32,
     },
+    /// Strides beyond the address space.
+    #[error("the strides reach beyond the address space")]
+    Strides,
     /// A block reaches beyond its memory.
     #[error("block {block} lies outside its memory")]
     Block {

@@ -114,7 +114,9 @@ fn piece(plane: &Plane, shard: &Shard, block_tokens: u32, at: PlaneMemory) -> Re
     let (fragment, axes) = if one_piece {
         (unit, [Axis::ONE, Axis::ONE, head])
     } else {
-        if tokens == 0 || !unit_bytes.is_multiple_of(tokens) {
+        // Ranks with unequal shares of the tokens would read and write each other's.
+        let even = block_tokens.is_multiple_of(u32::from(of));
+        if tokens == 0 || !even || !unit_bytes.is_multiple_of(tokens) {
             return Err(LayoutError::Unit { unit_bytes, tokens });
         }
         let token_bytes = unit / tokens as usize;
@@ -133,7 +135,10 @@ fn piece(plane: &Plane, shard: &Shard, block_tokens: u32, at: PlaneMemory) -> Re
     };
     let run = merged(fragment, axes);
     let bytes = fragment * axes.iter().map(|axis| axis.count).product::<usize>();
-    let span = run.axes.iter().map(|axis| (axis.count.max(1) - 1) * axis.stride).sum::<usize>() + run.fragment_bytes;
+    let last = run.axes.iter().try_fold(run.fragment_bytes, |sum, axis| {
+        (axis.count.max(1) - 1).checked_mul(axis.stride).and_then(|reach| sum.checked_add(reach))
+    });
+    let span = last.ok_or(LayoutError::Strides)?;
     Ok(Piece { memory: at.memory, block_stride: at.block_stride, span, bytes, run })
 }
 
@@ -225,7 +230,7 @@ impl<'a> BlockMemory<'a> {
             let here = Units { seed: seed_from_unit(units.seed, first as u32), ..*units };
             let count = here.count(piece.bytes);
             let record = payload.part(done, piece.bytes)?;
-            let memory = piece.memory.part(index * piece.block_stride, piece.span)?;
+            let memory = piece.memory.part(index.saturating_mul(piece.block_stride), piece.span)?;
             let refused = CopyError::Checksums { units: first + count, checksums: checksums.len() };
             let sums = checksums.get_mut(first..first + count).ok_or(refused)?;
             copy(&record, &memory, std::slice::from_ref(&piece.run), &here, sums)?;

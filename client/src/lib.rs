@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod asynchronous;
+mod deadline;
 mod engine;
 mod error;
 mod layout;

@@ -9,6 +9,7 @@ use kvd_proto::wire::ring::{Op, Request, Status};
 use kvd_proto::wire::slab::{LANDED_BYTES, Landed, LandedStatus};
 use kvd_proto::{MissReason, Tier};
 
+use crate::deadline::deadline_in;
 use crate::layout::BlockMemory;
 use crate::link::{Call, CallError};
 use crate::matching::{Match, Part, reason_of};
@@ -78,7 +79,7 @@ impl View {
     ) -> Loaded {
         let mut loaded = Loaded::default();
         let wanted = blocks.len().min(destinations.len());
-        let deadline = Instant::now() + within;
+        let deadline = deadline_in(within);
         // One retry per load: a good copy may lie below the one that was reported.
         let mut retried = false;
         while (loaded.blocks as usize) < wanted {

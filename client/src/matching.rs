@@ -8,6 +8,7 @@ use kvd_nixl::sys::{MemoryError, MemoryExtent};
 use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, FLAG_LEASE, Op, Request, Status};
 use kvd_proto::{BlockHash, HASH_BYTES_MAX, MissReason, Tier};
 
+use crate::deadline::deadline_in;
 use crate::link::CallError;
 use crate::session::Session;
 use crate::view::{View, request};
@@ -80,13 +81,13 @@ impl View {
     /// The longest prefix of `hashes` that can be loaded. Never later than the engine's match deadline (50 ms unless set).
     pub fn match_prefix(&self, hashes: &[BlockHash]) -> Match {
         let session = self.engine.shared.session();
-        let deadline = Instant::now() + self.match_deadline(session.as_deref());
+        let deadline = deadline_in(self.match_deadline(session.as_deref()));
         self.match_until(session, hashes, deadline)
     }
 
     /// The longest prefix of `hashes` that can be loaded; never later than `within` from now.
     pub fn match_prefix_within(&self, hashes: &[BlockHash], within: Duration) -> Match {
-        self.match_until(self.engine.shared.session(), hashes, Instant::now() + within)
+        self.match_until(self.engine.shared.session(), hashes, deadline_in(within))
     }
 
     fn match_until(&self, session: Option<Arc<Session>>, hashes: &[BlockHash], deadline: Instant) -> Match {

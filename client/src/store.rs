@@ -7,6 +7,7 @@ use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, FLAG_PARENT, FLAG_TOKENS, Op, R
 use kvd_proto::wire::slab::{GRANTED_BYTES, Granted, GrantedStatus, offer_bytes, put_commit, put_hash};
 use kvd_proto::{BlockHash, HASH_BYTES_MAX, MissReason};
 
+use crate::deadline::deadline_in;
 use crate::layout::BlockMemory;
 use crate::link::{Call, CallError};
 use crate::matching::reason_of;
@@ -88,7 +89,7 @@ impl View {
     }
 
     fn store_deadline(&self) -> Instant {
-        Instant::now() + self.engine.shared.options.store_deadline
+        deadline_in(self.engine.shared.options.store_deadline)
     }
 
     /// How many blocks fit a slab: their hashes and tokens, then their grants, then their commits; and no more than keep
@@ -120,9 +121,15 @@ impl<'a> Lane<'a> {
             let offered = match ahead.take() {
                 Some(offered) => offered,
                 None if first == batches.count => break,
-                None => self.offer(self.session.link.call(self.view.store_deadline())?, batches, &mut first)?,
+                None => {
+                    // A store that waits for a place while it holds another could wait for ever.
+                    if let Some(before) = behind.take() {
+                        before.settle(stored, settled)?;
+                    }
+                    self.offer(self.session.link.call(self.view.store_deadline())?, batches, &mut first)?
+                }
             };
-            // Only where a place is free at once: a store that waits for one while it holds another could wait for ever.
+            // Only where a place is free at once, for the same reason.
             if first < batches.count
                 && let Some(call) = self.session.link.try_call(self.view.store_deadline())
             {

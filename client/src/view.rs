@@ -1,6 +1,6 @@
 //! What one rank reads and writes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use kvd_nixl::sys::ChecksumAlgorithm;
@@ -8,10 +8,14 @@ use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, Op, Request};
 use kvd_proto::wire::session::{Body, OpenView, SetPrefillRate, ViewOpened};
 use kvd_proto::{BlockHash, HASH_BYTES_MAX, Namespace, Shard, Units};
 
+use crate::deadline::deadline_in;
 use crate::engine::Engine;
 use crate::error::ViewError;
 use crate::link::CallError;
 use crate::session::{CONTROL_WAIT, ControlError, Session, SessionId};
+
+/// Between two looks at a view that another thread is just opening.
+const LOCK_PAUSE: Duration = Duration::from_micros(200);
 
 /// What a view is opened with.
 #[derive(Debug, Clone)]
@@ -115,9 +119,13 @@ impl View {
 
     /// Tells the daemon how fast the engine computes now. Kept for the daemons after this one.
     pub fn set_prefill_rate(&self, tokens_per_second: f64) {
-        let mut opened = self.inner.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.message.prefill_tokens_per_second = tokens_per_second;
-        let (Some(session), Some((id, open))) = (self.engine.shared.session(), opened.open) else { return };
+        let open = {
+            let mut opened = self.inner.opened.lock().unwrap_or_else(PoisonError::into_inner);
+            opened.message.prefill_tokens_per_second = tokens_per_second;
+            opened.open
+        };
+        // The lock is free again: calls of other threads do not wait for this answer.
+        let (Some(session), Some((id, open))) = (self.engine.shared.session(), open) else { return };
         if session.id == id {
             let message = SetPrefillRate { view: open.number.into(), tokens_per_second };
             let answer = session.control.ask(Body::SetPrefillRate(message), Instant::now() + CONTROL_WAIT);
@@ -130,7 +138,7 @@ impl View {
 
     /// Asks the daemon to bring blocks towards DRAM before they are loaded. A hint: nothing is held, nothing is promised.
     pub fn prefetch(&self, hashes: &[BlockHash]) {
-        let deadline = Instant::now() + self.match_deadline(None);
+        let deadline = deadline_in(self.match_deadline(None));
         for part in hashes.chunks(BLOCKS_PER_CALL_MAX as usize) {
             if self.prefetch_part(part, deadline).is_none() {
                 return;
@@ -171,7 +179,7 @@ impl Inner {
     }
 
     fn with(&self, session: &Session, deadline: Instant) -> Result<Opened, NotOpen> {
-        let mut opening = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opening = self.lock(deadline)?;
         if let Some((_, open)) = opening.open.filter(|(id, _)| *id == session.id) {
             return Ok(open);
         }
@@ -187,6 +195,18 @@ impl Inner {
         let open = self.check(&told).ok_or_else(|| NotOpen::Call(session.control_failed(ControlError::Broken)))?;
         opening.open = Some((session.id, open));
         Ok(open)
+    }
+
+    /// The lock, which another thread holds while it opens the view: with a deadline of its own, not ours.
+    fn lock(&self, deadline: Instant) -> Result<MutexGuard<'_, Opening>, NotOpen> {
+        loop {
+            match self.opened.try_lock() {
+                Ok(opening) => return Ok(opening),
+                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::WouldBlock) => return Err(NotOpen::Call(CallError::Timeout)),
+            }
+        }
     }
 
     /// What the daemon says of the view must be what it is here.

@@ -22,6 +22,7 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
     let mut backoff = BACKOFF_MIN;
     loop {
         if let Some(open) = session.take() {
+            let joined = Instant::now();
             wait_for_end(shared, &open);
             if shared.stopping() && !open.link.is_down() {
                 open.goodbye();
@@ -30,7 +31,13 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
             shared.publish(None);
             drain(&open);
             replaces = Some((open.terms.epoch, open.terms.client_slot));
-            backoff = BACKOFF_MIN;
+            // A daemon that greets and hangs up at once is not asked without a pause.
+            if joined.elapsed() >= BACKOFF_MAX {
+                backoff = BACKOFF_MIN;
+            } else if !shared.stopping() {
+                sleep(shared, backoff);
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+            }
         }
         if shared.stopping() {
             return;

@@ -55,6 +55,8 @@ pub(super) struct Identity {
     pub(super) pid: u32,
     /// In clock ticks since boot; with the pid it names one process.
     pub(super) start_time: u64,
+    /// It joined this daemon, not one before it.
+    pub(super) this_epoch: bool,
 }
 
 /// One client slot that is taken.

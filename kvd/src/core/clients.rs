@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use kvd_nixl::sys::StartTime;
 use kvd_proto::wire::session::RefusalCode;
-use kvd_proto::{GroupKey, Time};
+use kvd_proto::{Epoch, GroupKey, Time};
 use kvd_tiers::dram::ClientProcess;
 use kvd_tiers::ladder::{JoinError, ViewSpec};
 use kvd_tiers::record::{PAYLOAD_BYTES_MAX, meta_bytes, slot_bytes};
@@ -67,8 +67,9 @@ impl Core {
             uid: joining.uid,
             pid: process.map_or(0, |(pid, _)| pid.get()),
             start_time: process.map_or(0, |(_, start)| start.0),
+            this_epoch: true,
         };
-        let slot = match joining.replaces.and_then(|(_, slot)| self.replace(slot, &identity, process, now)) {
+        let slot = match joining.replaces.and_then(|replaced| self.replace(replaced, &identity, process, now)) {
             Some(slot) => slot,
             None => {
                 let free = self.clients.iter().position(Option::is_none);
@@ -104,7 +105,7 @@ impl Core {
     /// cannot be told apart. Whatever the old session held is free then.
     fn replace(
         &mut self,
-        slot: ClientSlot,
+        (epoch, slot): (Epoch, ClientSlot),
         identity: &Identity,
         process: Option<(NonZeroU32, StartTime)>,
         now: Time,
@@ -115,7 +116,9 @@ impl Core {
         let known = theirs.pid != 0 && process.is_some();
         let same_process = (theirs.pid, theirs.start_time) == (identity.pid, identity.start_time);
         // A survivor of an earlier epoch has no pid here: its table entry was matched against living processes at start.
-        if theirs.instance != identity.instance || (known && !same_process) {
+        // A slot of an earlier epoch may be another session's of the same process by now.
+        let same_epoch = theirs.this_epoch == (epoch == self.epoch);
+        if theirs.instance != identity.instance || !same_epoch || (known && !same_process) {
             return None;
         }
         let session = old.session;

@@ -303,7 +303,8 @@ impl Begun<'_> {
 
 /// What is known of a client of the last epoch.
 fn stranger(instance: InstanceId) -> Identity {
-    Identity { instance, role: "engine", name: String::new(), version: 0, uid: u32::MAX, pid: 0, start_time: 0 }
+    let name = String::new();
+    Identity { instance, role: "engine", name, version: 0, uid: u32::MAX, pid: 0, start_time: 0, this_epoch: false }
 }
 
 /// Waits until the device's file is ours; how many zones it has.

@@ -153,6 +153,10 @@ impl<M: Mover> Driver<M> {
                 return;
             }
             self.start_pieces();
+            if !self.free.is_empty() && !self.commands.is_empty() {
+                // Slots were full when it was looked for commands, and their wake-up is spent.
+                continue;
+            }
             let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             self.mover.wait(timeout);
         }

@@ -10,7 +10,7 @@ KVD := $(CARGO_TARGET_DIR)/debug/kvd
 CYCLES ?= 1000
 SEEDS ?= 10000
 BLOCK_BYTES ?= 65536
-SHARD ?= 0/20
+SHARD ?= 0/100
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -54,8 +54,8 @@ deaths: build ## Engines killed and stopped in the middle of copies, daemons tha
 bugs: setup ## Plant each known bug and see whether the simulation finds it
 	tests/sim/bugs.sh
 
-mutants: setup ## Mutate ladder, slot tables and recovery, see what the tests notice: make mutants SHARD=0/20
-	tests/mutants.sh $(SHARD)
+mutants: setup ## Mutate ladder, slot tables and recovery, see what the tests notice: make mutants SHARD=0/100
+	tests/mutants.py $(SHARD)
 
 bench: build ## The figures of this machine: match, copy, NVMe beside fio, memory and recovery
 	$(KVD) bench match

@@ -34,7 +34,10 @@ def run(arguments, seconds=None):
         return False
 
 
-def patch(diff, reverse):
+def patch(mutant, reverse):
+    # Its second line says in words what is changed, where git wants the file.
+    lines = mutant["diff"].splitlines(keepends=True)
+    diff = f"--- a/{mutant['file']}\n+++ b/{mutant['file']}\n" + "".join(lines[2:])
     arguments = ["git", "apply", "--unidiff-zero"] + (["--reverse"] if reverse else [])
     subprocess.run(arguments, input=diff.encode(), check=True)
 
@@ -53,7 +56,7 @@ def main():
     noticed, missed, unviable = 0, [], 0
     for number, mutant in enumerate(mutants):
         started = time.monotonic()
-        patch(mutant["diff"], reverse=False)
+        patch(mutant, reverse=False)
         try:
             if not run(["--no-run"] + ALL):
                 unviable, verdict = unviable + 1, "does not build"
@@ -62,7 +65,7 @@ def main():
             else:
                 noticed, verdict = noticed + 1, "noticed"
         finally:
-            patch(mutant["diff"], reverse=True)
+            patch(mutant, reverse=True)
         seconds = time.monotonic() - started
         print(f"{number + 1}/{len(mutants)} {verdict} in {seconds:.0f} s: {mutant['name']}", file=sys.stderr, flush=True)
     report = {"shard": f"{first}/{every}", "listed": len(listed), "noticed": noticed, "missed": missed, "unviable": unviable}

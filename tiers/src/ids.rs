@@ -241,7 +241,12 @@ pub struct FencedSlot {
     pub clients: u64,
 }
 
-/// The later of two times, for deadlines that may be absent.
+/// Whether generation `a` came after `b`, also where the count has wrapped between them.
+pub(crate) fn newer(a: u32, b: u32) -> bool {
+    a != b && a.wrapping_sub(b) < 1 << 31
+}
+
+/// The earlier of two times, for deadlines that may be absent.
 pub(crate) fn earliest(a: Option<Time>, b: Option<Time>) -> Option<Time> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),

@@ -6,7 +6,7 @@ use kvd_proto::wire::slab::{Landed, LandedStatus};
 use kvd_proto::{Tier, Time};
 use kvd_tiers::ladder::{DeviceFault, Move, Outcome, Reply, VerifyPlace};
 use kvd_tiers::nvme::Command;
-use kvd_tiers::{DeviceId, MoveId, SlotId};
+use kvd_tiers::{DeviceId, MoveId, SegmentId, SlotId};
 
 use crate::core::clock;
 use crate::core::device::Order;
@@ -27,6 +27,14 @@ pub(super) enum Kind {
     VerifyDram,
     VerifyNvme,
     Housekeeping,
+}
+
+/// A move that was handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct UnderWay {
+    kind: Kind,
+    /// Whose memory it reads or writes.
+    segment: Option<SegmentId>,
 }
 
 /// An order that could not be given, and what that comes to.
@@ -80,12 +88,12 @@ impl Core {
             Move::Verify { id, place: VerifyPlace::Dram(slot), expect } => {
                 let order = VerifyOrder { id, slot: slot_of(self, slot, Outcome::Corrupt)?, expect };
                 let sent = self.verifier.as_ref().is_some_and(|verifier| verifier.try_send(order).is_ok());
-                self.in_flight.insert(id, Kind::VerifyDram);
+                self.in_flight.insert(id, UnderWay { kind: Kind::VerifyDram, segment: None });
                 return if sent { Ok(()) } else { Err(NotGiven(id, GONE)) };
             }
             Move::Probe { id, device } => (device, Command::Probe { id }, None, Kind::Housekeeping),
         };
-        self.in_flight.insert(id, kind);
+        self.in_flight.insert(id, UnderWay { kind, segment });
         self.order(device, Order { command, segment }).map_err(|()| NotGiven(id, GONE))
     }
 
@@ -107,11 +115,22 @@ impl Core {
         for _ in 0..OUTCOMES_PER_TURN {
             let Ok((id, outcome)) = self.outcomes.try_recv() else { break };
             any = true;
-            let kind = self.in_flight.remove(&id).unwrap_or(Kind::Housekeeping);
-            self.count_outcome(kind, &outcome);
+            if let Some(UnderWay { kind, segment }) = self.in_flight.remove(&id) {
+                self.count_outcome(kind, &outcome);
+                // Before the ladder hears of it: the device is not to blame for memory that is gone.
+                segment.into_iter().for_each(|segment| self.look_for_loss(segment, now));
+            }
             self.ladder.finished(id, outcome, now);
         }
         any
+    }
+
+    /// Gives a segment up whose bytes are gone: somebody of the tenant cut the file short.
+    pub(super) fn look_for_loss(&mut self, segment: SegmentId, now: Time) {
+        let memory = self.ladder.table().extent(SlotId::new(segment, 0));
+        if memory.is_some_and(|slot| slot.memory().poisoned()) && self.ladder.lose_segment(segment, now) {
+            tracing::warn!(segment = segment.0, "an arena segment lost its bytes: its blocks are given up");
+        }
     }
 
     fn count_outcome(&self, kind: Kind, outcome: &Outcome) {

@@ -294,14 +294,7 @@ impl Core {
             Ok(_) | Err(_) => return Err(Nonsense),
         };
         let written = slot.write(0, &self.scratch.metadata[..bytes]).is_ok();
-        if slot.memory().poisoned() {
-            // Somebody of the tenant cut the file short: everything in it is gone, and must not be given out again.
-            tracing::warn!(
-                segment = filling.slot.segment().0,
-                "an arena segment lost its bytes: its blocks are given up"
-            );
-            self.ladder.lose_segment(filling.slot.segment(), now);
-        }
+        self.look_for_loss(filling.slot.segment(), now);
         if !written || slot.memory().poisoned() {
             return Ok(false);
         }

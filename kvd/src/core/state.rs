@@ -143,7 +143,7 @@ pub(crate) struct Core {
     pub(super) outcomes: Receiver<(MoveId, Outcome)>,
     pub(super) counters: Arc<Counters>,
     /// What each move in flight does, for the counters; the ladder bounds them.
-    pub(super) in_flight: BTreeMap<MoveId, super::moves::Kind>,
+    pub(super) in_flight: BTreeMap<MoveId, super::moves::UnderWay>,
     pub(super) scratch: Scratchpad,
 }
 

@@ -14,7 +14,7 @@ use kvd_proto::{Epoch, InstanceId};
 
 use crate::ids::{
     ClientSlot, FencedSlot, RestoredPlace, RestoredRecord, RestoredSegment, SEGMENT_BYTES, SegmentId, SlotEntry,
-    SlotId, SlotState,
+    SlotId, SlotState, newer,
 };
 
 use super::arena::{Arena, ArenaError, MappedWords, segments_for};
@@ -311,7 +311,10 @@ fn sweep(
                 generation
             }
         };
-        generation_max = generation_max.max(generation);
+        // 0 was given to nobody: the first one seen counts whatever it is.
+        if generation_max == 0 || newer(generation, generation_max) {
+            generation_max = generation;
+        }
     }
     generation_max
 }

@@ -24,7 +24,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub(super) fn may_sweep(&self) -> bool {
         self.nvme.devices.iter().any(|device| device.breaker.writable())
             && self.spills.is_empty()
-            && self.flights.is_empty()
+            && self.nvme.devices.iter().all(|device| device.spilling == 0)
     }
 
     /// Looks for blocks of the arena that have no copy below and were not queued: after a full queue, a full disk, a start.

@@ -20,11 +20,19 @@ enum State {
     Down { probe: Option<Time> },
 }
 
+/// What a move that failed wanted of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Read,
+    Write,
+}
+
 /// The state of one device.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Breaker {
     state: State,
-    errors: u32,
+    read_errors: u32,
+    write_errors: u32,
     window_start: Time,
     doublings: u32,
     pub(super) trips: u64,
@@ -41,23 +49,32 @@ impl Breaker {
         self.state == State::Up
     }
 
-    pub(super) fn failed(&mut self, fault: DeviceFault, config: &LadderConfig, now: Time) {
+    pub(super) fn failed(&mut self, side: Side, fault: DeviceFault, config: &LadderConfig, now: Time) {
         match fault {
             DeviceFault::Gone => self.down(config, now),
-            DeviceFault::NoSpace | DeviceFault::ReadOnly => {
-                if !matches!(self.state, State::Down { .. }) {
-                    self.state = State::Full { until: now + self.pause(config) };
-                }
-            }
+            DeviceFault::NoSpace | DeviceFault::ReadOnly => self.full(config, now),
             DeviceFault::Io => {
                 if now.since(self.window_start) > config.breaker_window {
-                    (self.window_start, self.errors) = (now, 0);
+                    (self.window_start, self.read_errors, self.write_errors) = (now, 0, 0);
                 }
-                self.errors += 1;
-                if self.errors >= config.breaker_errors {
+                match side {
+                    Side::Read => self.read_errors += 1,
+                    Side::Write => self.write_errors += 1,
+                }
+                // One that fails writes only goes on serving what it has.
+                if self.read_errors >= config.breaker_errors {
                     self.down(config, now);
+                } else if self.write_errors >= config.breaker_errors {
+                    self.full(config, now);
+                    self.write_errors = 0;
                 }
             }
+        }
+    }
+
+    fn full(&mut self, config: &LadderConfig, now: Time) {
+        if !matches!(self.state, State::Down { .. }) {
+            self.state = State::Full { until: now + self.pause(config) };
         }
     }
 
@@ -68,7 +85,7 @@ impl Breaker {
         if !matches!(self.state, State::Down { probe: Some(_) }) {
             self.state = State::Down { probe: Some(now + self.pause(config)) };
         }
-        self.errors = 0;
+        (self.read_errors, self.write_errors) = (0, 0);
     }
 
     fn pause(&mut self, config: &LadderConfig) -> Duration {
@@ -107,7 +124,7 @@ impl Breaker {
     pub(super) fn probed(&mut self, alive: bool, config: &LadderConfig, now: Time) {
         if alive {
             self.state = State::Up;
-            self.errors = 0;
+            (self.read_errors, self.write_errors) = (0, 0);
         } else {
             self.state = State::Down { probe: Some(now + self.pause(config)) };
         }
@@ -133,7 +150,7 @@ mod tests {
         let now = Time::from_nanos(5);
         for _ in 0..config.breaker_errors {
             assert!(breaker.readable());
-            breaker.failed(DeviceFault::Io, &config, now);
+            breaker.failed(Side::Read, DeviceFault::Io, &config, now);
         }
         assert!(!breaker.readable());
         let probe = breaker.timeout().unwrap();
@@ -155,7 +172,7 @@ mod tests {
         let mut now = Time::ZERO;
         for _ in 0..100 {
             now = now + config.breaker_window;
-            breaker.failed(DeviceFault::Io, &config, now);
+            breaker.failed(Side::Read, DeviceFault::Io, &config, now);
             assert!(breaker.readable());
         }
     }
@@ -164,10 +181,22 @@ mod tests {
     fn a_full_disk_still_reads() {
         let config = LadderConfig::new(1, Vec::new());
         let mut breaker = Breaker::default();
-        breaker.failed(DeviceFault::NoSpace, &config, Time::ZERO);
+        breaker.failed(Side::Write, DeviceFault::NoSpace, &config, Time::ZERO);
         assert!(breaker.readable() && !breaker.writable());
         let until = breaker.timeout().unwrap();
         assert!(!breaker.probe_due(until));
         assert!(breaker.writable(), "the next spill is the probe");
+    }
+
+    #[test]
+    fn a_device_that_fails_writes_only_still_reads() {
+        let config = LadderConfig::new(1, Vec::new());
+        let mut breaker = Breaker::default();
+        for _ in 0..3 * config.breaker_errors {
+            breaker.failed(Side::Write, DeviceFault::Io, &config, Time::ZERO);
+            assert!(breaker.readable());
+        }
+        assert!(!breaker.writable());
+        assert!(breaker.timeout().is_some_and(|until| !breaker.probe_due(until) && breaker.writable()));
     }
 }

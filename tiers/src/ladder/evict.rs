@@ -142,18 +142,24 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// The block of the class on a device that falls next. Slots of a zone that is drained already count as well.
     pub(super) fn nvme_victim(&mut self, class: u16) -> Option<NodeId> {
+        let mut stuck = Vec::new();
+        let mut victim = None;
         for _ in 0..PASSED_MAX {
-            let id = self.choose(Space::Nvme, class)?;
+            let Some(id) = self.choose(Space::Nvme, class) else { break };
             let slot = self.nvme_slot(id).expect("what may fall has a copy");
-            let stuck = !self.nvme.device(slot.device()).breaker.writable();
-            if self.nodes[id].holds > 0 || self.nvme.reading(slot) || stuck {
-                // It comes back with the last hold, or when its chain next changes.
-                self.unqueue(id, Space::Nvme);
-                continue;
+            let held = self.nodes[id].holds > 0 || self.nvme.reading(slot);
+            if !held && self.nvme.device(slot.device()).breaker.writable() {
+                victim = Some(id);
+                break;
             }
-            return Some(id);
+            // One that is held comes back with the last hold; one whose device takes no writes when this search is over.
+            self.unqueue(id, Space::Nvme);
+            if !held {
+                stuck.push(id);
+            }
         }
-        None
+        stuck.into_iter().for_each(|id| self.enqueue(id, Space::Nvme));
+        victim
     }
 
     /// Whether a record that lies only on a device can be read now.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kvd_proto::{MissReason, Time};
 
+use super::breaker::Side;
 use super::guards::FillingSlot;
 use super::moves::{DeviceFault, Move, Outcome};
 use super::nodes::{NOWHERE, NodeId, flag};
@@ -40,11 +41,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.work_some(now);
     }
 
-    fn device_failed(&mut self, device: DeviceId, fault: DeviceFault, now: Time) {
+    fn device_failed(&mut self, device: DeviceId, side: Side, fault: DeviceFault, now: Time) {
         self.counters.device_failures += 1;
         let found = &mut self.nvme.devices[usize::from(device.0)];
         found.failed += 1;
-        found.breaker.failed(fault, &self.config, now);
+        found.breaker.failed(side, fault, &self.config, now);
     }
 
     fn spill_ended(&mut self, id: NodeId, generation: u32, from: SlotId, to: NvmeSlot, outcome: Outcome, now: Time) {
@@ -54,6 +55,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         device.spilling -= 1;
         device.writes.ended(slot_bytes, moved, took, now);
         // Between start and end the block may have vanished, and come again: only what was spilled is told to be there.
+        let mut resealed = false;
         let node = &mut self.nodes[id];
         debug_assert!(node.has(flag::SPILLING) && node.nvme == to.raw());
         let current = node.generation == generation
@@ -71,6 +73,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 node.nvme = NOWHERE;
                 // What the table says there is unknown: it must be vacated before the slot is anyone's.
                 self.nvme.detach(to);
+                resealed = matches!(outcome, Outcome::Done { .. });
             }
         }
         self.unpin_slot(from, Holder::Move);
@@ -79,9 +82,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             Outcome::Corrupt if current => self.quarantine_dram(id),
             Outcome::Corrupt => {}
             Outcome::Failed(fault) => {
-                self.device_failed(to.device(), fault, now);
+                self.device_failed(to.device(), Side::Write, fault, now);
                 self.work.owe_spills();
             }
+        }
+        if resealed {
+            self.want_spill(id);
         }
         self.unhold(id);
     }
@@ -95,8 +101,14 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         // The copy may have been purged or found corrupt meanwhile.
         let current = self.nodes[id].has(flag::NVME_READY) && self.nvme_slot(id) == Some(from);
         let mut failed = None;
+        // Whatever was read into memory that is gone says nothing about the device or its copy.
+        let lost = self.dram.is_lost(to.slot().segment());
         match outcome {
-            Outcome::Done { .. } if current && !self.dram.is_lost(to.slot().segment()) => {
+            _ if lost => {
+                self.give_back(id, to);
+                failed = Some(MissReason::Evicted);
+            }
+            Outcome::Done { .. } if current => {
                 self.counters.fetched += 1;
                 self.publish_dram(id, to.seal());
                 let rank = self.rank_access(id, AccessKind::Fetch, self.nodes[id].position + 1, now);
@@ -117,10 +129,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
         self.nvme.remove_reader(from);
         match outcome {
+            _ if lost => {}
             Outcome::Done { .. } => {}
             Outcome::Corrupt if current => self.quarantine_nvme(id),
             Outcome::Corrupt => {}
-            Outcome::Failed(fault) => self.device_failed(from.device(), fault, now),
+            Outcome::Failed(fault) => self.device_failed(from.device(), Side::Read, fault, now),
         }
         self.wake(id, failed, now);
         self.unhold(id);
@@ -133,7 +146,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             Outcome::Corrupt => self.nvme.device_mut(slot.device()).vacate_again(slot.raw()),
             Outcome::Failed(fault) => {
                 self.nvme.device_mut(slot.device()).vacate_again(slot.raw());
-                self.device_failed(slot.device(), fault, now);
+                self.device_failed(slot.device(), Side::Write, fault, now);
             }
         }
     }
@@ -142,7 +155,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         debug_assert!(self.nvme.device(device).formatting.is_some_and(|(formatting, _)| formatting == zone));
         self.nvme.formatted(device, matches!(outcome, Outcome::Done { .. }));
         if let Outcome::Failed(fault) = outcome {
-            self.device_failed(device, fault, now);
+            self.device_failed(device, Side::Write, fault, now);
         }
     }
 
@@ -166,7 +179,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             Outcome::Done { .. } => {}
             Outcome::Corrupt if current => self.quarantine_nvme(id),
             Outcome::Corrupt => {}
-            Outcome::Failed(fault) => self.device_failed(slot.device(), fault, now),
+            Outcome::Failed(fault) => self.device_failed(slot.device(), Side::Read, fault, now),
         }
         self.unhold(id);
     }

@@ -106,6 +106,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.nodes[id].set(flag::ATTACHED);
         self.attaching.push(id);
         while let Some(at) = self.attaching.pop() {
+            // Those that waited were passed over when their turn to be spilled came.
+            self.want_spill(at);
             let mut child = self.nodes[at].first_child;
             while let Some(id) = child.get() {
                 let node = &mut self.nodes[id];

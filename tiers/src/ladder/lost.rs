@@ -12,12 +12,15 @@ use crate::policy::Policy;
 impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// The bytes of a segment are gone. Its records are quarantined in bounded steps, nothing new goes there, and when the
     /// last holder has let go the segment is made anew. Records with a copy on a device live on.
-    pub fn lose_segment(&mut self, segment: SegmentId, now: Time) {
-        if self.dram.lose(segment) {
+    /// Returns whether that is news, and anything was lost.
+    pub fn lose_segment(&mut self, segment: SegmentId, now: Time) -> bool {
+        let lost = self.dram.lose(segment);
+        if lost {
             self.counters.segments_lost += 1;
             self.work.losing.push_back((segment, 0));
         }
         self.work_some(now);
+        lost
     }
 
     /// Quarantines what lies in lost segments. Returns the steps left.

@@ -40,6 +40,13 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.work_some(now);
     }
 
+    /// Whether a purge waits for the devices' tables, which follow at their own pace: no more than they can take. Entries of a
+    /// device that takes no writes wait for it, one per slot at most, and hold nobody up.
+    pub(super) fn purge_waits(&self) -> bool {
+        let writable = self.nvme.devices.iter().filter(|device| device.breaker.writable());
+        writable.map(|device| device.queued_vacates()).sum::<usize>() >= VACATES_AHEAD_MAX
+    }
+
     fn purges(&self, purge: Purge, id: NodeId) -> bool {
         let lane = self.lanes.get(self.nodes[id].lane);
         match purge {
@@ -52,13 +59,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     pub(super) fn work_purge(&mut self, mut steps: u32) -> u32 {
-        // The devices' tables follow at their own pace: no more than they can take.
-        let vacates: usize = self.nvme.devices.iter().map(|device| device.queued_vacates()).sum();
         let mut looks = steps.saturating_mul(LOOKS_PER_STEP);
         while let Some(purge) = self.work.purges.front().copied()
             && steps > 0
             && looks > 0
-            && vacates < VACATES_AHEAD_MAX
+            && !self.purge_waits()
         {
             if self.work.purge_cursor >= self.nodes.end() {
                 self.work.purges.pop_front();

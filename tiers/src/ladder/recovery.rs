@@ -9,7 +9,7 @@ use super::pins::Holder;
 use super::port::SlotTable;
 use super::state::Ladder;
 use crate::ids::{
-    ClientSlot, FencedSlot, RestoredPlace, RestoredRecord, RestoredSegment, RestoredZone, SlotId, SlotState,
+    ClientSlot, FencedSlot, RestoredPlace, RestoredRecord, RestoredSegment, RestoredZone, SlotId, SlotState, newer,
 };
 use crate::policy::Policy;
 
@@ -27,7 +27,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     fn saw_generation(&mut self, generation: u32) {
-        if newer(generation, self.generation) {
+        // 0 was given to nobody: the first one seen counts whatever it is.
+        if self.generation == 0 || newer(generation, self.generation) {
             self.generation = generation;
         }
     }
@@ -229,9 +230,4 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         debug_assert!(self.nodes[id].dram == NOWHERE && self.nodes[id].nvme == NOWHERE);
         self.ghosts.put(&key, MissReason::Evicted);
     }
-}
-
-/// `a` was given later than `b`, as long as they are less than 2^31 apart.
-fn newer(a: u32, b: u32) -> bool {
-    a != b && a.wrapping_sub(b) < 1 << 31
 }

@@ -172,7 +172,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             || self.work.reaping != 0
             || self.work.unfencing != 0
             || !self.work.losing.is_empty()
-            || !self.work.purges.is_empty()
+            || !self.work.purges.is_empty() && !self.purge_waits()
             || self.dram.draining().is_some()
             || self.zone_drain_goes_on()
             || self.work.spills_left

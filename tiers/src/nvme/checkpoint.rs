@@ -54,7 +54,8 @@ pub(super) struct Checkpoint {
     buffers: MemoryExtent,
     table: Box<[u8]>,
     failure: Option<IoError>,
-    failed_reads: u32,
+    /// The stretch that could not be read, and how often it was tried.
+    failed_reads: Option<(u64, u32)>,
     retry_at: Option<Time>,
 }
 
@@ -70,7 +71,7 @@ impl Checkpoint {
             buffers,
             table: vec![0; RUN_BYTES].into_boxed_slice(),
             failure: None,
-            failed_reads: 0,
+            failed_reads: None,
             retry_at: None,
         }
     }
@@ -169,17 +170,23 @@ impl Checkpoint {
         let job = self.jobs[index].expect("an operation belongs to a job");
         match (job.step, result) {
             (Step::Reading, Ok(())) => {
-                self.failed_reads = 0;
+                self.failed_reads = self.failed_reads.filter(|(offset, _)| *offset != job.offset);
                 self.change(index, job, tables, true);
                 self.write(index, job, flights);
             }
-            (Step::Reading, Err(_)) if self.failed_reads >= READ_ATTEMPTS => {
+            (Step::Reading, Err(_))
+                if self.failed_reads.is_some_and(|(at, n)| at == job.offset && n >= READ_ATTEMPTS) =>
+            {
                 self.change(index, job, tables, false);
                 self.write(index, job, flights);
             }
             (Step::Writing, Ok(())) => self.jobs[index] = None,
             (step, result) => {
-                self.failed_reads += u32::from(step == Step::Reading);
+                if step == Step::Reading {
+                    // One stretch at a time: others that fail beside it are counted when it is through.
+                    let (at, attempts) = self.failed_reads.get_or_insert((job.offset, 0));
+                    *attempts += u32::from(*at == job.offset);
+                }
                 self.jobs[index] = None;
                 if let Err(error) = result {
                     self.failed(error, now);
@@ -221,7 +228,7 @@ impl Checkpoint {
     pub(super) fn synced(&mut self, result: Result<(), IoError>, now: Time) -> Option<usize> {
         match result {
             Ok(()) => {
-                (self.failure, self.failed_reads) = (None, 0);
+                (self.failure, self.failed_reads) = (None, None);
                 self.half.take()
             }
             Err(error) => {

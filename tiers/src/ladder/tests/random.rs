@@ -296,7 +296,7 @@ impl Play {
             5 => ladder.purge(Purge::Namespace(self.kinds[0].spec.tenant, self.kinds[0].spec.namespace), now),
             6 => ladder.scrub(true, now),
             7 => ladder.drain(true, now),
-            8 => ladder.lose_segment(SegmentId(self.random.random_range(0..3)), now),
+            8 => drop(ladder.lose_segment(SegmentId(self.random.random_range(0..3)), now)),
             _ => assert_eq!(ladder.explain(&key).key, key),
         }
         self.world.settle();

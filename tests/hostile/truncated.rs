@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use kvd_tests::{Checked, DaemonOptions, TestEngine};
+use kvd_tests::{Checked, DaemonOptions, TestEngine, ask_serving};
 
 use crate::node::{BLOCK, CHAIN, Node, within};
 
@@ -78,5 +78,24 @@ fn after_a_lost_segment_stores_go_on_elsewhere() {
             engine.check(chain, CHAIN).right == CHAIN
         });
     }
+    drop(node.alive());
+}
+
+#[test]
+fn a_lost_segment_costs_neither_the_copies_below_nor_their_device() {
+    let options = DaemonOptions::sized("1GiB", "2GiB");
+    let (mut node, engine) = Node::with("below", &options, 100, |scratch| {
+        let engine = TestEngine::connect(&scratch.socket(), 2, BLOCK, CHAIN as usize);
+        for chain in 0..CHAINS {
+            assert_eq!(engine.store(OWN + chain, 0, CHAIN).granted, CHAIN);
+        }
+        ask_serving(scratch, &["drain"]);
+        engine
+    });
+    cut(&node.scratch.dram().join("seg-00000"), 0);
+    // Fetches go into the lost segment as long as nobody knows: none of them may be blamed on the device.
+    within("all come back from below", || right(&read(&engine)) == CHAINS as u32 * CHAIN);
+    let device = &ask_serving(&node.scratch, &["devices"])["devices"][0];
+    assert_eq!((device["errors"].as_u64(), device["state"].as_str()), (Some(0), Some("ok")), "{device}");
     drop(node.alive());
 }

@@ -215,7 +215,7 @@ impl SlotTable for Table {
         self.0.borrow_mut().slot(slot).pins &= !client.bit();
     }
 
-    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) {
+    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) -> bool {
         let mut arena = self.0.borrow_mut();
         let before = arena.segments.remove(&segment);
         let used = |words: &&Words| words.entry.is_some() || words.pins != 0;
@@ -235,6 +235,7 @@ impl SlotTable for Table {
                 arena.files.insert(segment, (fresh, tenant));
             }
         }
+        true
     }
 
     fn scrub(&mut self, segment: SegmentId) {

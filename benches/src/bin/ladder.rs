@@ -37,8 +37,9 @@ impl SlotTable for NoTable {
     fn unpin(&mut self, slot: SlotId, client: ClientSlot) {
         black_box((slot, client));
     }
-    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) {
+    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) -> bool {
         black_box((segment, tenant, slot_bytes));
+        true
     }
     fn scrub(&mut self, segment: SegmentId) {
         black_box(segment);

@@ -51,11 +51,12 @@ impl SlotTable for ArenaTable {
         self.arena.unpin(slot, client);
     }
 
-    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) {
-        self.arena.assign_segment(segment, tenant, slot_bytes);
+    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) -> bool {
+        let assigned = self.arena.assign_segment(segment, tenant, slot_bytes);
         // Relaxed: a hint of how far to prepare.
         self.assigned.fetch_max(segment.0 + 1, Ordering::Relaxed);
         self.preparer.unpark();
+        assigned
     }
 
     fn scrub(&mut self, segment: SegmentId) {

@@ -258,17 +258,19 @@ impl SlotTable for Arena {
     /// A segment that had another tenant gets a new, zero file first: an engine of the old tenant that still maps the
     /// old one sees nothing of the new. Making a file takes tens of milliseconds; [`SegmentFiles::prepare`] does it ahead.
     /// Where that fails the segment counts as [lost](Arena::lost).
-    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) {
+    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) -> bool {
         assert!(segment.0 < self.segments() && is_slot_bytes(slot_bytes), "{segment:?} cut by {slot_bytes}");
         let generation = self.headers[segment.0 as usize].map_or(0, |before| before.generation).wrapping_add(1);
         let header = SegmentHeader { assigned: true, slot_bytes, tenant, generation };
         let result = self.try_assign(segment, &header);
         self.headers[segment.0 as usize] = Some(header);
         self.failed.remove(&segment);
+        let assigned = result.is_ok();
         if let Err(error) = result {
             self.files.discard(segment);
             self.failed.insert(segment, error);
         }
+        assigned
     }
 
     /// Releases the segment's memory, also where engines of its old tenant still map it.

@@ -40,6 +40,8 @@ pub(super) struct DramSpace {
     draining: Option<u32>,
     /// Segments that lost their bytes: nothing new goes there, and when the last slot is free they are made anew.
     lost: BTreeSet<u32>,
+    /// No memory could be had for a segment: until somebody says otherwise those that have some must do.
+    barren: bool,
 }
 
 impl DramSpace {
@@ -53,6 +55,7 @@ impl DramSpace {
             empty: BTreeSet::new(),
             draining: None,
             lost: BTreeSet::new(),
+            barren: false,
         }
     }
 
@@ -124,9 +127,11 @@ impl DramSpace {
         let (tenant, slot_bytes) =
             (self.classes[usize::from(class)].tenant, self.classes[usize::from(class)].slot_bytes);
         let clean = |number: &u32| self.segments[*number as usize].tenant.is_none_or(|before| before == tenant);
-        // A segment that needs no scrub first.
-        let number = self.unassigned.iter().copied().find(clean).or_else(|| self.empty.iter().copied().find(clean));
-        let number = number.or_else(|| self.unassigned.first().copied()).or_else(|| self.empty.first().copied())?;
+        // A segment that needs no scrub first; a scrub makes its file anew.
+        let new = |numbers: &BTreeSet<u32>| numbers.iter().copied().find(|_| !self.barren);
+        let number = self.unassigned.iter().copied().find(|number| !self.barren && clean(number));
+        let number = number.or_else(|| self.empty.iter().copied().find(clean));
+        let number = number.or_else(|| new(&self.unassigned)).or_else(|| new(&self.empty))?;
         if self.empty.remove(&number) {
             let before = self.segments[number as usize].class;
             self.classes[usize::from(before)].open.remove(&number);
@@ -140,8 +145,12 @@ impl DramSpace {
         if segment.tenant.is_some_and(|before| before != tenant) {
             table.scrub(SegmentId(number));
         }
-        table.assign_segment(SegmentId(number), tenant, slot_bytes);
         (segment.class, segment.tenant) = (class, Some(tenant));
+        if !table.assign_segment(SegmentId(number), tenant, slot_bytes) {
+            self.barren = true;
+            self.unassigned.insert(number);
+            return None;
+        }
         segment.extent.format(slot_bytes);
         self.classes[usize::from(class)].open.insert(number);
         self.empty.insert(number);
@@ -171,6 +180,16 @@ impl DramSpace {
             }
             self.empty.insert(number);
         }
+    }
+
+    /// Whether memory for another segment could not be had.
+    pub(super) fn is_barren(&self) -> bool {
+        self.barren
+    }
+
+    /// There may be memory again.
+    pub(super) fn try_again(&mut self) {
+        self.barren = false;
     }
 
     /// The bytes of `segment` are gone. True if slots of it are in use: whoever has them must let go before it can be made

@@ -16,8 +16,8 @@ pub trait SlotTable {
     /// Takes the mark back. Idempotent.
     fn unpin(&mut self, slot: SlotId, client: ClientSlot);
     /// Gives a segment to a tenant, cut in slots of `slot_bytes`; its slot entries become vacant. The segment has no slot
-    /// in use and none pinned.
-    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32);
+    /// in use and none pinned. `false`: no memory can be had for it now, so nothing of it may be used.
+    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) -> bool;
     /// Takes the segment's bytes away for good: it was another tenant's, and comes next to `assign_segment`.
     fn scrub(&mut self, segment: SegmentId);
 }

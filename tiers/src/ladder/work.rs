@@ -1,6 +1,7 @@
 //! Work that is done a little at a time: after every call, and in `tick` while some is left.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use kvd_proto::Time;
 
@@ -14,6 +15,9 @@ use super::regrow::DrainPass;
 use super::state::{Flight, Ladder};
 use crate::ids::{ClientSlot, SegmentId, SlotId, earliest};
 use crate::policy::Policy;
+
+/// Between two tries to get memory for a segment.
+const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Steps of a sweep over the nodes per unit of work: looking is cheap.
 pub(super) const LOOKS_PER_STEP: u32 = 16;
@@ -31,6 +35,8 @@ pub(super) struct Work {
     pub(super) unfence_at: u32,
     /// Segments that lost their bytes, and how far each is swept; at most one entry per lost segment.
     pub(super) losing: VecDeque<(SegmentId, u32)>,
+    /// When memory for a segment is asked for again, after there was none.
+    pub(super) memory_retry: Option<Time>,
     pub(super) purges: VecDeque<Purge>,
     pub(super) purge_cursor: u32,
     pub(super) draining: bool,
@@ -148,9 +154,22 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 self.moves.push_back(Move::Probe { id, device });
             }
         }
+        self.look_for_memory(now);
         self.sweep_for_spills();
         self.scrub_some(now);
         self.work_some(now);
+    }
+
+    /// Memory for segments that was short is asked for again after a pause: asking takes time.
+    fn look_for_memory(&mut self, now: Time) {
+        match self.work.memory_retry {
+            None if self.dram.is_barren() => self.work.memory_retry = Some(now + MEMORY_PAUSE),
+            Some(at) if at <= now => {
+                self.work.memory_retry = None;
+                self.dram.try_again();
+            }
+            None | Some(_) => {}
+        }
     }
 
     /// When to call `tick`: zero while bounded work is left.
@@ -162,7 +181,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let orphan = self.orphans.front().map(|(until, _, _)| *until);
         let devices = self.nvme.devices.iter().filter_map(|device| device.breaker.timeout()).min();
         let scrub = (self.work.scrubbing && self.work.verifying < VERIFIES_MAX).then_some(self.work.scrub_next);
-        [idle, orphan, devices, scrub].into_iter().fold(self.loads.deadline(), earliest)
+        [idle, orphan, devices, scrub, self.work.memory_retry].into_iter().fold(self.loads.deadline(), earliest)
     }
 
     /// Work is left that needs nothing but calls.

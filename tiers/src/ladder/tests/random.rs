@@ -288,7 +288,7 @@ impl Play {
         let key = self.kinds[0].spec.group_key.block(&hash(self.random.random_range(0..BLOCKS)));
         let now = self.world.now;
         let ladder = &mut self.world.ladder;
-        match self.random.random_range(0..10) {
+        match self.random.random_range(0..11) {
             0 => assert!(ladder.pin(&key, true) < 3),
             1 | 2 => assert!(ladder.pin(&key, false) < 3),
             3 => assert!(ladder.evict(&key, now) < 3),
@@ -297,6 +297,7 @@ impl Play {
             6 => ladder.scrub(true, now),
             7 => ladder.drain(true, now),
             8 => drop(ladder.lose_segment(SegmentId(self.random.random_range(0..3)), now)),
+            9 => ladder.table_mut().barren ^= true,
             _ => assert_eq!(ladder.explain(&key).key, key),
         }
         self.world.settle();

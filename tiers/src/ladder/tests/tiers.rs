@@ -231,3 +231,19 @@ fn spills_go_to_every_device() {
     assert_eq!(counts.iter().sum::<usize>(), 12);
     assert!(counts.iter().all(|count| *count >= 4), "{counts:?}");
 }
+
+#[test]
+fn without_memory_for_another_segment_older_blocks_make_room_and_later_it_is_asked_for_again() {
+    let (mut world, view) = world(2, &[]);
+    let first = chain(1, 8);
+    assert_eq!(world.store(0, view, &first), 8);
+    world.ladder.table_mut().barren = true;
+    assert_eq!(world.store(0, view, &chain(2, 3)), 3, "blocks of the segment that there is fell");
+    assert_eq!(world.matched(0, view, &first, false).blocks, 5);
+    world.ladder.table_mut().barren = false;
+    let retry = world.ladder.poll_timeout();
+    world.tick(Duration::from_millis(1));
+    world.tick(Duration::from_secs(2));
+    assert_eq!(world.store(0, view, &chain(3, 8)), 8);
+    assert_eq!(world.matched(0, view, &first, false).blocks, 5, "the second segment took them: {retry:?}");
+}

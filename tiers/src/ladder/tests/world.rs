@@ -27,6 +27,8 @@ pub(super) struct Arena {
     pub(super) generations: BTreeMap<SegmentId, u32>,
     pub(super) bytes: BTreeMap<SlotId, Option<Bytes>>,
     scrubbed: BTreeSet<SegmentId>,
+    /// There is no memory for another segment.
+    pub(super) barren: bool,
     /// Slots that a fetch or a spill touches.
     moving: BTreeSet<SlotId>,
 }
@@ -71,7 +73,10 @@ impl SlotTable for Arena {
         *self.pins.entry(slot).or_default() &= !client.bit();
     }
 
-    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) {
+    fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) -> bool {
+        if self.barren {
+            return false;
+        }
         let here = SlotId::new(segment, 0)..=SlotId::new(segment, (1 << 13) - 1);
         assert_eq!(self.entries.range(here.clone()).count(), 0, "{segment:?} is empty");
         assert!(self.pins.range(here).all(|(_, pins)| *pins == 0), "nobody holds slots of {segment:?}");
@@ -79,6 +84,7 @@ impl SlotTable for Arena {
             assert!(*before == tenant || self.scrubbed.remove(&segment), "{segment:?} is scrubbed between tenants");
         }
         self.segments.insert(segment, (tenant, slot_bytes));
+        true
     }
 
     fn scrub(&mut self, segment: SegmentId) {

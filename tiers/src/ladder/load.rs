@@ -220,7 +220,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         Some(at)
     }
 
-    /// Blocks that a load of this prefix would have to fetch: (bytes, slowest tier).
+    /// Blocks that a load of this prefix would have to fetch: (bytes, slowest tier). What fell from the arena is the end of a
+    /// chain, so the look ends at the first block from there that has not: a match must not walk what it has galloped over. A
+    /// copy that was lost in the middle is not counted.
     pub(super) fn below(&self, deepest: NodeId, blocks: u32) -> (u64, Tier) {
         let lane = self.lanes.get(self.nodes[deepest].lane);
         if lane.below == 0 {
@@ -228,7 +230,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
         let (mut at, mut count) = (deepest, 0);
         for _ in 0..blocks {
-            count += u64::from(self.nodes[at].below());
+            if !self.nodes[at].below() {
+                break;
+            }
+            count += 1;
             let Some(parent) = self.nodes[at].parent.get() else { break };
             at = parent;
         }

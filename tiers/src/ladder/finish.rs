@@ -73,7 +73,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 node.nvme = NOWHERE;
                 // What the table says there is unknown: it must be vacated before the slot is anyone's.
                 self.nvme.detach(to);
-                resealed = matches!(outcome, Outcome::Done { .. });
+                resealed = !current;
             }
         }
         self.unpin_slot(from, Holder::Move);

@@ -235,9 +235,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         if node.parent == parent && node.position == position && !node.has(flag::LOOSE) {
             return Ok(());
         }
-        let busy = flag::FILLING | flag::FETCHING | flag::SPILLING;
-        if node.resident() || node.any(busy) || (node.position != position && !node.leaf()) {
+        if node.resident() || (node.position != position && !node.leaf()) {
             return Err(MissReason::Corrupt);
+        }
+        // Purged or cut while it was on its way: gone in a moment. A spill is no hindrance, it only has what it writes taken back.
+        if node.any(flag::FILLING | flag::FETCHING) {
+            return Err(MissReason::Evicted);
         }
         let before = node.parent;
         self.unlink(id);

@@ -7,7 +7,7 @@ use kvd_proto::wire::slab::GrantedStatus;
 
 use super::common::{SLOT, WAIT, config, lease, small, world};
 use super::world::{World, chain, client, instance, kind};
-use crate::ladder::{CommitError, JoinError, LadderConfig, Purge};
+use crate::ladder::{CommitError, JoinError, LadderConfig, Move, Purge};
 
 #[test]
 fn a_lease_holds_its_prefix_until_it_is_idle() {
@@ -153,6 +153,27 @@ fn a_purge_takes_a_tenant_and_leaves_the_others() {
         "what was being filled is purged as well"
     );
     assert_eq!(world.disks[0].table.len(), 5);
+}
+
+#[test]
+fn what_was_purged_while_it_was_spilled_is_stored_anew() {
+    let (mut world, view) = world(1, &[4]);
+    let hashes = chain(1, 3);
+    world.store(0, view, &hashes);
+    let spilling = |world: &World| world.moves.values().filter(|m| matches!(m, Move::Spill { .. })).count();
+    while spilling(&world) < 3 {
+        let format = *world.moves.iter().find(|(_, m)| matches!(m, Move::FormatZone { .. })).unwrap().0;
+        world.finish(format, None);
+    }
+    world.ladder.purge(Purge::All, world.now);
+    while world.ladder.stats().purges > 0 {
+        world.tick(Duration::ZERO);
+    }
+    assert_eq!(world.store(0, view, &hashes), 3, "the moves that are still under way are in nobody's way");
+    assert_eq!(spilling(&world), 3);
+    world.run();
+    assert_eq!(world.matched(0, view, &hashes, false).blocks, 3);
+    assert_eq!(world.disks[0].table.len(), 3, "each is spilled as it is now");
 }
 
 #[test]

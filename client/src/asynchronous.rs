@@ -92,7 +92,7 @@ impl AsyncView {
     /// [`View::match_prefix`].
     pub fn match_prefix(&self, hashes: Vec<BlockHash>) -> Pending<Match> {
         let view = self.view.clone();
-        let deadline = deadline_in(view.match_deadline(None));
+        let deadline = deadline_in(view.match_deadline(view.engine.shared.session().as_deref()));
         let work = move || view.match_prefix_within(&hashes, deadline.saturating_duration_since(Instant::now()));
         submit(&self.view, &self.queues.matches, work, Match::missed)
     }
@@ -106,7 +106,7 @@ impl AsyncView {
         into: LayoutBlocks,
     ) -> Pending<Loaded> {
         let view = self.view.clone();
-        let deadline = deadline_in(view.load_deadline(None));
+        let deadline = deadline_in(view.load_deadline(found.session.as_deref()));
         let work = move || {
             let within = deadline.saturating_duration_since(Instant::now());
             view.load_within(&found, blocks, &layout.known(&into), within)

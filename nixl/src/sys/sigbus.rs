@@ -163,9 +163,13 @@ fn chain(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_
             let default = sigaction_of(libc::SIG_DFL, 0);
             // SAFETY: `default` is initialised; sigaction is async-signal-safe. The instruction then faults again and ends us.
             unsafe { libc::sigaction(signal, &default, ptr::null_mut()) };
-            // SAFETY: raise is async-signal-safe. One that a process sent comes from no instruction, and would leave us without
-            // a guard: blocked while we handle this one, it ends us on return.
-            unsafe { libc::raise(signal) };
+            // SAFETY: the kernel hands a SA_SIGINFO handler a valid siginfo.
+            let sent = unsafe { (*info).si_code } <= 0;
+            if sent {
+                // From no instruction that would fault again: it would leave us without a guard.
+                // SAFETY: raise is async-signal-safe. Blocked while we handle this one, it ends us on return.
+                unsafe { libc::raise(signal) };
+            }
         }
         (handler, flags) if flags & libc::SA_SIGINFO != 0 => {
             type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use kvd_nixl::sys::{MemoryExtent, RingError, Signal};
 use kvd_proto::wire::ring::{Completion, ENTRY_BYTES};
 use kvd_proto::wire::slab::{LANDED_BYTES, Landed};
-use kvd_proto::{BlockHash, HASH_BYTES_MAX, InstanceId, NamespaceDigest, Shard, Time, UnitOrder};
+use kvd_proto::{BlockHash, Epoch, HASH_BYTES_MAX, InstanceId, NamespaceDigest, Shard, Time, UnitOrder};
 use kvd_tiers::{ClientSlot, RequestId, ViewId};
 
 use crate::session::{SessionId, SessionLink};
@@ -55,8 +55,8 @@ pub(super) struct Identity {
     pub(super) pid: u32,
     /// In clock ticks since boot; with the pid it names one process.
     pub(super) start_time: u64,
-    /// It joined this daemon, not one before it.
-    pub(super) this_epoch: bool,
+    /// Of the daemon that it joined: this one, or one before it.
+    pub(super) epoch: Epoch,
 }
 
 /// One client slot that is taken.

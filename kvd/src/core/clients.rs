@@ -67,7 +67,7 @@ impl Core {
             uid: joining.uid,
             pid: process.map_or(0, |(pid, _)| pid.get()),
             start_time: process.map_or(0, |(_, start)| start.0),
-            this_epoch: true,
+            epoch: self.epoch,
         };
         let slot = match joining.replaces.and_then(|replaced| self.replace(replaced, &identity, process, now)) {
             Some(slot) => slot,
@@ -116,9 +116,8 @@ impl Core {
         let known = theirs.pid != 0 && process.is_some();
         let same_process = (theirs.pid, theirs.start_time) == (identity.pid, identity.start_time);
         // A survivor of an earlier epoch has no pid here: its table entry was matched against living processes at start.
-        // A slot of an earlier epoch may be another session's of the same process by now.
-        let same_epoch = theirs.this_epoch == (epoch == self.epoch);
-        if theirs.instance != identity.instance || !same_epoch || (known && !same_process) {
+        // A slot of another epoch may be another session's of the same process by now.
+        if theirs.instance != identity.instance || theirs.epoch != epoch || (known && !same_process) {
             return None;
         }
         let session = old.session;

@@ -260,8 +260,9 @@ impl Begun<'_> {
         let mut orphans = Vec::new();
         for survivor in survivors {
             let at = usize::from(survivor.client.get());
-            let session = SessionId(at as u64 + 1);
-            clients[at] = Some(Client::new(session, survivor.client, stranger(survivor.instance), None, now));
+            let session = SessionId::survivor(survivor.client);
+            let identity = stranger(survivor.instance, survivor.epoch);
+            clients[at] = Some(Client::new(session, survivor.client, identity, None, now));
             orphans.extend(survivor.process.map(|pidfd| Orphan { session, pidfd }));
         }
         for segment in segments {
@@ -302,9 +303,9 @@ impl Begun<'_> {
 }
 
 /// What is known of a client of the last epoch.
-fn stranger(instance: InstanceId) -> Identity {
+fn stranger(instance: InstanceId, epoch: Epoch) -> Identity {
     let name = String::new();
-    Identity { instance, role: "engine", name, version: 0, uid: u32::MAX, pid: 0, start_time: 0, this_epoch: false }
+    Identity { instance, role: "engine", name, version: 0, uid: u32::MAX, pid: 0, start_time: 0, epoch }
 }
 
 /// Waits until the device's file is ours; how many zones it has.

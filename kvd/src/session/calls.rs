@@ -24,6 +24,18 @@ const ANSWER_WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct SessionId(pub(crate) u64);
 
+impl SessionId {
+    /// That of a client slot which an earlier daemon gave away. Its process may be invisible, so that nobody watches it.
+    pub(crate) const fn survivor(slot: ClientSlot) -> Self {
+        Self(slot.get() as u64)
+    }
+
+    /// That of the `number`th session since the start, from 0.
+    pub(crate) const fn newcomer(number: u64) -> Self {
+        Self(ClientSlot::COUNT as u64 + number)
+    }
+}
+
 /// Why something was not done, in the words that the client gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {

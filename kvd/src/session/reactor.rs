@@ -106,7 +106,8 @@ pub(crate) struct Reactor {
     own_uid: u32,
     counters: Arc<Counters>,
     entries: Vec<Entry>,
-    next_session: u64,
+    /// That said Hello since the start.
+    sessions: u64,
     /// While set, the listener is not watched.
     accept_again_at: Option<Time>,
 }
@@ -124,7 +125,6 @@ impl Reactor {
         epoll::add(&epoll, &listener, Source::Listener.pack(), epoll::EventFlags::IN)?;
         epoll::add(&epoll, &control_event, Source::Control.pack(), epoll::EventFlags::IN)?;
         let table = options.sessions_max + HANDSHAKES_MAX + WATCHED_MAX;
-        let next_session = orphans.iter().map(|orphan| orphan.session.0 + 1).max().unwrap_or(1);
         let mut reactor = Self {
             epoll,
             listener,
@@ -135,7 +135,7 @@ impl Reactor {
             own_uid: rustix::process::geteuid().as_raw(),
             counters,
             entries: std::iter::repeat_with(Entry::default).take(table).collect(),
-            next_session,
+            sessions: 0,
             accept_again_at: None,
         };
         for orphan in orphans {
@@ -380,8 +380,8 @@ impl Reactor {
             Refusal::new(RefusalCode::Full, error.to_string(), "see the daemon's limits on memory and descriptors")
         };
         let (link, client_end) = SessionLink::new().map_err(no_memory)?;
-        let session = SessionId(self.next_session);
-        self.next_session += 1;
+        let session = SessionId::newcomer(self.sessions);
+        self.sessions += 1;
         let Some(credentials) = self.get(place).map(|peer| peer.credentials) else { return Ok(()) };
         let started = credentials.pid.and_then(|pid| Some((pid, StartTime::of(pid).ok().flatten()?)));
         let joining = Joining {

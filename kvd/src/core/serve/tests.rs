@@ -352,6 +352,27 @@ fn without_its_arena_a_successor_serves_from_nvme() {
     assert_eq!(again.tier, Some(Tier::Dram));
 }
 
+/// A daemon in another container than its engines sees no process of theirs, so none can be watched.
+#[test]
+fn a_newcomer_is_not_taken_for_a_survivor_whose_process_is_invisible() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path());
+    serve(&options).unwrap().stop();
+    let mut arena = open_arena(&options, Epoch::new(1)).unwrap().arena;
+    let survivor = ClientSlot::new(0).unwrap();
+    let process = kvd_tiers::dram::ClientProcess { pid: 0, start_time: 0, instance: InstanceId::new([8; 16]) };
+    arena.join(survivor, &process);
+    drop(arena);
+    let running = serve(&options).unwrap();
+    let mut engine = Engine::connect(running.socket(), None);
+    assert_eq!(engine.welcome.client_slot, 1, "slot 0 is the survivor's");
+    assert_eq!(engine.store(&[hash(1)]), 1);
+    assert!(matches!(say(&mut engine.socket, Body::Goodbye(Goodbye {})), (Body::Goodbye(_), _)));
+    drop(engine);
+    let second = Engine::connect(running.socket(), None);
+    assert_eq!(second.welcome.client_slot, 1, "the newcomer's end freed its own slot and no other");
+}
+
 #[test]
 fn operators_are_answered() {
     let folder = tempfile::tempdir().unwrap();

@@ -72,6 +72,11 @@ impl Drop for Served {
     }
 }
 
+/// Which one since the start, from 1.
+fn number(session: SessionId) -> u64 {
+    session.0 - SessionId::newcomer(0).0 + 1
+}
+
 fn play_core(calls: &Receiver<SessionCall>, tell: &Sender<String>) {
     for (n, call) in (0..).zip(calls) {
         let told = match call {
@@ -84,17 +89,17 @@ fn play_core(calls: &Receiver<SessionCall>, tell: &Sender<String>) {
                     load_deadline: Duration::from_secs(1),
                 };
                 answer.send(Ok(joined)).unwrap();
-                format!("join {} {}", joining.session.0, joining.client_name)
+                format!("join {} {}", number(joining.session), joining.client_name)
             }
             SessionCall::Segment(session, segment, answer) => {
                 let refusal = Refusal::new(RefusalCode::NotFound, "no such segment", "ask for another");
                 let _ = answer.send(Err(refusal));
-                format!("segment {} {segment}", session.0)
+                format!("segment {} {segment}", number(session))
             }
             SessionCall::OpenView(..) | SessionCall::SetPrefillRate(..) => "view".into(),
-            SessionCall::Left(session) => format!("left {}", session.0),
-            SessionCall::Detached(session) => format!("detached {}", session.0),
-            SessionCall::Died(session) => format!("died {}", session.0),
+            SessionCall::Left(session) => format!("left {}", number(session)),
+            SessionCall::Detached(session) => format!("detached {}", number(session)),
+            SessionCall::Died(session) => format!("died {}", number(session)),
         };
         if tell.send(told).is_err() {
             return;
@@ -198,9 +203,9 @@ fn a_forgotten_session_is_closed_and_a_cut_one_stays_watched() {
     say(&mut two, hello("two")).unwrap();
     served.expect("join 1 one");
     served.expect("join 2 two");
-    served.order(Control::Cut(SessionId(1)));
+    served.order(Control::Cut(SessionId::newcomer(0)));
     served.expect("detached 1");
-    served.order(Control::Forget(SessionId(2)));
+    served.order(Control::Forget(SessionId::newcomer(1)));
     assert_eq!(one.read(&mut [0; 8]).unwrap(), 0);
     assert_eq!(two.read(&mut [0; 8]).unwrap(), 0);
     assert_eq!(served.counters.sessions_cut.get(), 1);

@@ -116,21 +116,25 @@ impl Core {
             let Ok((id, outcome)) = self.outcomes.try_recv() else { break };
             any = true;
             if let Some(UnderWay { kind, segment }) = self.in_flight.remove(&id) {
-                self.count_outcome(kind, &outcome);
-                // Before the ladder hears of it: the device is not to blame for memory that is gone.
-                segment.into_iter().for_each(|segment| self.look_for_loss(segment, now));
+                // Before anybody hears of it: the device is not to blame for memory that is gone.
+                let lost = segment.is_some_and(|segment| self.look_for_loss(segment, now));
+                if !(lost && kind == Kind::Fetch) {
+                    self.count_outcome(kind, &outcome);
+                }
             }
             self.ladder.finished(id, outcome, now);
         }
         any
     }
 
-    /// Gives a segment up whose bytes are gone: somebody of the tenant cut the file short.
-    pub(super) fn look_for_loss(&mut self, segment: SegmentId, now: Time) {
+    /// Gives a segment up whose bytes are gone: somebody of the tenant cut the file short. Returns whether they are.
+    pub(super) fn look_for_loss(&mut self, segment: SegmentId, now: Time) -> bool {
         let memory = self.ladder.table().extent(SlotId::new(segment, 0));
-        if memory.is_some_and(|slot| slot.memory().poisoned()) && self.ladder.lose_segment(segment, now) {
+        let gone = memory.is_some_and(|slot| slot.memory().poisoned());
+        if gone && self.ladder.lose_segment(segment, now) {
             tracing::warn!(segment = segment.0, "an arena segment lost its bytes: its blocks are given up");
         }
+        gone
     }
 
     fn count_outcome(&self, kind: Kind, outcome: &Outcome) {

@@ -294,8 +294,8 @@ impl Core {
             Ok(_) | Err(_) => return Err(Nonsense),
         };
         let written = slot.write(0, &self.scratch.metadata[..bytes]).is_ok();
-        self.look_for_loss(filling.slot.segment(), now);
-        if !written || slot.memory().poisoned() {
+        let gone = self.look_for_loss(filling.slot.segment(), now);
+        if !written || gone || slot.memory().poisoned() {
             return Ok(false);
         }
         Ok(self.ladder.commit(client.slot, lease, entry.index, checksum, now).is_ok())

@@ -228,6 +228,13 @@ const FAULTS: &[Fault] = &[
         says: "no huge pages",
     },
     Fault {
+        name: "no huge pages, and a kernel that makes none when asked",
+        seed: |m, _| (m.shared_huge_pages, m.kernel_release) = ("never", "5.14.0-503.el9"),
+        check: "huge pages",
+        severity: WARNING,
+        says: "no huge pages",
+    },
+    Fault {
         name: "old kernel",
         seed: |m, _| m.kernel_release = "4.18.0-553.el8",
         check: "kernel",

@@ -118,8 +118,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     fn tip(&mut self, bid: &Bid, key: BlockKey, first_position: u32) -> Result<NodeId, MissReason> {
         if let Some(id) = self.find(&key, bid.lane) {
             let node = &self.nodes[id];
-            let fits = node.position + 1 == first_position && !node.has(flag::LOOSE);
-            return if fits { Ok(id) } else { Err(MissReason::Corrupt) };
+            if node.position + 1 != first_position {
+                return Err(MissReason::Corrupt);
+            }
+            return if node.has(flag::LOOSE) || self.being_cut(id) { Err(MissReason::Evicted) } else { Ok(id) };
         }
         // Its children will wait as orphans: no more of them than may wait.
         if self.orphans.len() >= self.config.orphans_max as usize {
@@ -166,6 +168,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     ) -> Result<(Granted, NodeId), MissReason> {
         let known = self.find(&key, bid.lane);
         if let Some(id) = known {
+            if self.being_cut(id) {
+                return Err(MissReason::Evicted);
+            }
             self.place_under(id, position, tip.node)?;
             let node = &self.nodes[id];
             if node.resident() {
@@ -227,6 +232,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     fn access_of_offer(&self, bid: &Bid, kind: AccessKind, key: BlockKey, position: u32, rank: Rank) -> Access {
         let slot_bytes = self.lanes.get(bid.lane).slot_bytes;
         Access { kind, key, position, chain_blocks: bid.chain_blocks, slot_bytes, rank, now: bid.now }
+    }
+
+    /// It vanished and what hangs on it goes with it, in bounded steps: what was hung on it now would go as well.
+    fn being_cut(&self, id: NodeId) -> bool {
+        let node = &self.nodes[id];
+        node.has(flag::CUT) && !node.resident()
     }
 
     /// A known block must hang where the offer says. One that was cut loose, or is but an empty place, is moved there.

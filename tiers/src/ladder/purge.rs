@@ -66,6 +66,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             && !self.purge_waits()
         {
             if self.work.purge_cursor >= self.nodes.end() {
+                // It is over when nothing is left to be cut: a block is not stored anew while its old children go.
+                if self.cascade_open() {
+                    return steps;
+                }
                 self.work.purges.pop_front();
                 self.work.purge_cursor = 0;
                 self.counters.purges += 1;

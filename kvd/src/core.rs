@@ -19,6 +19,7 @@ mod device;
 mod epoch;
 mod handle;
 mod moves;
+mod namespaces;
 mod operate;
 mod options;
 mod preparer;

@@ -30,7 +30,7 @@ struct Script {
     asked: Arc<Mutex<Vec<AdminCommand>>>,
     scrubs: Arc<AtomicU64>,
     device_failed: Arc<AtomicU64>,
-    not_ready: Arc<AtomicU64>,
+    stopping: Arc<AtomicU64>,
 }
 
 fn digest(n: u8) -> NamespaceDigest {
@@ -41,13 +41,14 @@ impl Asks for Script {
     async fn ask(&self, command: AdminCommand) -> Result<AdminReply, AdminError> {
         self.asked.lock().expect("no panic").push(command.clone());
         Ok(match command {
+            AdminCommand::Status if self.stopping.load(Ordering::SeqCst) != 0 => return Err(AdminError::Stopping),
             AdminCommand::Status => AdminReply::Status(StatusReply {
                 epoch: Epoch::new(7),
                 uptime: Duration::from_secs(90),
                 start_took: Duration::from_millis(12),
-                ready: self.not_ready.load(Ordering::SeqCst) == 0,
                 blocks: 5,
                 records: 6,
+                dram_only: 0,
                 sessions: 1,
                 leases: 2,
                 moves: 0,
@@ -76,7 +77,8 @@ impl Asks for Script {
             }]),
             AdminCommand::Namespaces(page) => {
                 let all: Vec<_> = (0..250u8).map(digest).collect();
-                let one = |digest| NamespaceReply { digest, model: None, block_tokens: 16, views: 0, records: 1 };
+                let one =
+                    |digest| NamespaceReply { digest, model: String::new(), block_tokens: 16, views: 0, records: 1 };
                 AdminReply::Namespaces {
                     total: all.len(),
                     namespaces: all.into_iter().skip(page.offset).take(page.limit).map(one).collect(),
@@ -86,14 +88,17 @@ impl Asks for Script {
                 AdminReply::Changed(ChangedReply { blocks: selection.hashes.len() as u64, skipped: 0 })
             }
             AdminCommand::Purge { .. } => AdminReply::Changed(ChangedReply { blocks: 9, skipped: 1 }),
+            AdminCommand::Holdings { .. } => AdminReply::Holdings(3),
             AdminCommand::Drain => return Err(AdminError::Busy),
-            AdminCommand::Scrub => {
+            AdminCommand::Scrub | AdminCommand::ScrubProgress => {
+                // At once behind the third look somebody starts another run.
                 let look = self.scrubs.fetch_add(1, Ordering::SeqCst);
-                let verified = (look * 10).min(20);
+                let verified = (look.saturating_sub(1) * 10).min(20);
                 AdminReply::Scrub(ScrubReply {
-                    started: look == 0,
+                    running: true,
+                    runs: u64::from(look >= 3),
                     verified,
-                    corrupt: u64::from(look >= 2),
+                    corrupt: u64::from(look >= 3),
                     remaining: 20 - verified,
                 })
             }
@@ -254,7 +259,7 @@ async fn health_follows_the_core_and_metrics_are_there() {
     let mut health = HealthClient::new(served.channel.clone());
     let mut watch =
         health.watch(HealthCheckRequest { service: "readiness".into() }).await.expect("watched").into_inner();
-    served.script.not_ready.store(1, Ordering::SeqCst);
+    served.script.stopping.store(1, Ordering::SeqCst);
     let serving = tonic_health::ServingStatus::Serving as i32;
     let end = tokio::time::Instant::now() + Duration::from_secs(5);
     loop {

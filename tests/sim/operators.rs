@@ -1,5 +1,6 @@
 //! What operators do.
 
+use kvd_proto::Tier;
 use kvd_tiers::ladder::Purge;
 
 use crate::world::World;
@@ -20,7 +21,8 @@ impl World {
             0..3 => drop(self.call(|ladder, _| ladder.pin(&key, true))),
             3..5 => drop(self.call(|ladder, _| ladder.pin(&key, false))),
             5..7 => {
-                if self.call(|ladder, now| ladder.evict(&key, now)).is_some() {
+                let tier = [None, Some(Tier::Dram), Some(Tier::Nvme)][self.random.index(3)];
+                if self.call(|ladder, now| ladder.evict(&key, tier, now)).is_some() && tier.is_none() {
                     self.oracle.evicted(block);
                 }
             }

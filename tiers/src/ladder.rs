@@ -60,7 +60,7 @@ mod waiting;
 mod work;
 
 pub use config::{DeviceConfig, LadderConfig};
-pub use lanes::{HashSource, ViewSpec};
+pub use lanes::{HashSource, ViewSpec, namespace_prefix};
 pub use moves::{
     CommitError, DeviceFault, Explained, ExplainedRecord, Filling, JoinError, LoadEnd, LoadState, Matched, Move,
     Outcome, Reply, VerifyPlace,
@@ -70,7 +70,7 @@ pub use port::SlotTable;
 pub use purge::Purge;
 pub use report::LeaseView;
 pub use state::Ladder;
-pub use stats::{Counters, DeviceStats, LADDER_BYTES_PER_RECORD_MAX, Stats};
+pub use stats::{Counters, DeviceStats, Holding, LADDER_BYTES_PER_RECORD_MAX, Stats};
 
 #[cfg(test)]
 mod tests;

@@ -202,8 +202,14 @@ pub fn drain(connection: &Connection, output: Output) -> Outcome {
     let done = connection.run_long(async |mut admin: Admin| {
         follow(admin.drain(proto::DrainRequest {}).await?.into_inner(), output, "drain").await
     })?;
-    output.show(&done, |done| format!("wrote {} blocks to NVMe; {} could not be written", done.done, done.skipped))?;
-    Ok(Exit::Ok)
+    output.show(&done, |done| match done.skipped {
+        0 => format!("wrote {} records to NVMe", done.done),
+        left => format!(
+            "wrote {} records to NVMe; {left} stay in DRAM alone: the devices have no room for them or take no writes, see `kvd devices`",
+            done.done
+        ),
+    })?;
+    Ok(if done.skipped == 0 { Exit::Ok } else { Exit::CheckFailed })
 }
 
 /// `kvd scrub`.
@@ -214,6 +220,6 @@ pub fn scrub(connection: &Connection, output: Output) -> Outcome {
     let done = connection.run_long(async |mut admin: Admin| {
         follow(admin.scrub(proto::ScrubRequest {}).await?.into_inner(), output, "scrub").await
     })?;
-    output.show(&done, |done| format!("verified {} records, {} were corrupt", done.done, done.corrupt))?;
+    output.show(&done, |done| format!("verified {} copies, {} were corrupt", done.done, done.corrupt))?;
     Ok(if done.corrupt == 0 { Exit::Ok } else { Exit::CheckFailed })
 }

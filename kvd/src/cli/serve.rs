@@ -27,10 +27,13 @@ Examples:
   kvd serve --set data_dir=/var/lib/kvd --set tiers.dram.capacity=64GiB
   KVD__LOG__LEVEL=debug kvd serve
 
-SIGHUP reads the configuration again, SIGTERM and SIGINT stop the daemon.";
+SIGHUP reads the configuration again, SIGTERM and SIGINT stop the daemon; a second one ends it at once.";
 
 /// How often the daemon looks whether its threads still run.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A stop that takes longer is broken off: moves have 10 s to end, then the devices are flushed. Supervisors kill after 30 s.
+const STOP_MAX: Duration = Duration::from_secs(20);
 
 /// `kvd serve`.
 #[derive(Debug, Args)]
@@ -67,9 +70,34 @@ pub fn run(args: &ServeArgs) -> Outcome {
     });
     // Calls under way end with the runtime; then nobody asks a core that is going down.
     drop(runtime);
-    running.stop();
+    stop(running)?;
     tracing::info!("stopped");
     served.map(|()| Exit::Ok)
+}
+
+/// Waits for the end of the daemon, but not for ever: a disk that hangs would hold it up, and a second signal means now.
+fn stop(running: Running) -> Result<(), Failure> {
+    let (end, ended) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("kvd-stop".into()).spawn(move || {
+        running.stop();
+        let _ = end.send(());
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let why = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        std::io::Result::Ok(tokio::select! {
+            _ = ended => None,
+            _ = terminate.recv() => Some("a second SIGTERM came"),
+            _ = interrupt.recv() => Some("a second SIGINT came"),
+            () = tokio::time::sleep(STOP_MAX) => Some("a device does not come to its end"),
+        })
+    })?;
+    match why {
+        None => Ok(()),
+        Some(why) => Err(Failure::new(Exit::Failure, format!("ended without waiting: {why}"))
+            .remedy("what lies in DRAM is adopted by the next daemon; what was on its way to NVMe is stored again")),
+    }
 }
 
 fn failed(error: impl std::fmt::Display) -> Failure {

@@ -53,8 +53,15 @@ pub enum AdminCommand {
     Prefetch(Selection),
     /// Write what only DRAM holds to NVMe.
     Drain,
-    /// Verify what the tiers hold, in the background.
+    /// How much is there of a namespace, or of all.
+    Holdings {
+        /// Which namespace; `None` for all.
+        namespace: Option<NamespaceDigest>,
+    },
+    /// Verify what the tiers hold, in the background. Joins the run that is under way, if one is.
     Scrub,
+    /// How far the verification is.
+    ScrubProgress,
     /// Why a block would hit or miss.
     Explain {
         /// The engine's hash.
@@ -120,7 +127,9 @@ pub enum AdminReply {
     },
     /// To pin, unpin, evict, purge, prefetch and drain.
     Changed(ChangedReply),
-    /// To [`AdminCommand::Scrub`].
+    /// To [`AdminCommand::Holdings`]: blocks.
+    Holdings(u64),
+    /// To [`AdminCommand::Scrub`] and [`AdminCommand::ScrubProgress`].
     Scrub(ScrubReply),
     /// To [`AdminCommand::Explain`]: one entry per namespace and group that was looked at.
     Explain(Vec<ExplainReply>),
@@ -154,12 +163,12 @@ pub struct StatusReply {
     pub uptime: Duration,
     /// From start to ready.
     pub start_took: Duration,
-    /// False while it starts or stops.
-    pub ready: bool,
-    /// Blocks known.
+    /// Blocks that are here: of each group the records of the shard that has the most.
     pub blocks: u64,
-    /// Records known.
+    /// Records that are here.
     pub records: u64,
+    /// Of those, records that only DRAM holds.
+    pub dram_only: u64,
     /// Connected sessions.
     pub sessions: u32,
     /// Leases held.
@@ -251,9 +260,9 @@ impl DeviceState {
 pub struct NamespaceReply {
     /// Its digest.
     pub digest: NamespaceDigest,
-    /// Its model, if a session of this epoch opened it.
-    pub model: Option<String>,
-    /// Tokens of a block; 0 if no session of this epoch opened it.
+    /// Its model.
+    pub model: String,
+    /// Tokens of a block.
     pub block_tokens: u32,
     /// Views open on it.
     pub views: u32,
@@ -319,13 +328,15 @@ pub struct ChangedReply {
 /// How the background verification stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScrubReply {
-    /// Whether this command started it; false if one was running already.
-    pub started: bool,
-    /// Records verified since the start of the daemon.
+    /// Whether one is under way.
+    pub running: bool,
+    /// Runs that came to their end since the start of the daemon.
+    pub runs: u64,
+    /// Copies verified since the start of the daemon.
     pub verified: u64,
-    /// Of those, found corrupt and dropped.
+    /// Copies found corrupt and dropped since then.
     pub corrupt: u64,
-    /// Records still to verify in this run.
+    /// Copies still to verify in this run, about.
     pub remaining: u64,
 }
 

@@ -150,6 +150,14 @@ impl Client {
         Ok(())
     }
 
+    /// Its rings are gone, and with them everything that was to be said there.
+    pub(super) fn unplug(&mut self) {
+        self.link = None;
+        self.loads.clear();
+        self.backlog.clear();
+        self.dirty = false;
+    }
+
     pub(super) fn is_backlogged(&self) -> bool {
         !self.backlog.is_empty()
     }

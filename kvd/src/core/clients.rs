@@ -14,7 +14,7 @@ use kvd_tiers::{ClientSlot, SEGMENT_BYTES, SegmentId};
 
 use crate::core::client::{Client, Identity, VIEWS_MAX, View};
 use crate::core::requests::ALGORITHM;
-use crate::core::state::{Core, KnownNamespace, NAMESPACES_KNOWN_MAX};
+use crate::core::state::Core;
 use crate::session::{Control, Joined, Joining, OpenedView, Refusal, SessionCall, SessionId, ViewRequest};
 
 /// Calls served in one turn.
@@ -162,7 +162,7 @@ impl Core {
                 Refusal::new(RefusalCode::Full, error.to_string(), "close unused views or engines")
             }
         })?;
-        self.remember(&wanted);
+        self.namespaces.note(&wanted);
         let client = self.clients[at].as_mut().expect("found a moment ago");
         client.views.push(View {
             id: opened,
@@ -180,22 +180,6 @@ impl Core {
         });
         let view = client.views.len() as u16 - 1;
         Ok(OpenedView { view, meta_bytes: meta as u32, checksum_algorithm: ALGORITHM.id() })
-    }
-
-    /// Keeps a namespace's name for operators.
-    fn remember(&mut self, view: &ViewRequest) {
-        let room = self.namespaces.len() < NAMESPACES_KNOWN_MAX;
-        if !room && !self.namespaces.contains_key(&view.namespace) {
-            return;
-        }
-        let known = self.namespaces.entry(view.namespace).or_insert_with(|| KnownNamespace {
-            model: view.model.clone(),
-            block_tokens: view.block_tokens,
-            groups: Vec::new(),
-        });
-        if !known.groups.contains(&view.group) {
-            known.groups.push(view.group);
-        }
     }
 
     /// A descriptor of one of the tenant's own segments.
@@ -266,8 +250,7 @@ impl Core {
     fn unplug(&mut self, at: usize) {
         self.sleeper.forget(at);
         if let Some(client) = &mut self.clients[at] {
-            client.link = None;
-            client.loads.clear();
+            client.unplug();
             for view in client.views.drain(..) {
                 self.ladder.close_view(view.id);
             }

@@ -1,13 +1,16 @@
 //! Operators' commands, carried out between two turns.
 
+use std::collections::BTreeMap;
+
 use kvd_proto::{BlockHash, BlockKey, GroupKey, MissReason, NamespaceDigest, Tier, Time};
-use kvd_tiers::ladder::{ExplainedRecord, Purge};
+use kvd_tiers::ladder::{ExplainedRecord, Purge, Stats, namespace_prefix};
 
 use crate::core::admin::{
     AdminCommand, AdminError, AdminReply, ChangedReply, CopyReply, DeviceReply, DeviceState, ExplainReply, LeaseReply,
     LiveSettings, NamespaceReply, PAGE_ENTRIES_MAX, Page, ScrubReply, Selection, SessionReply, StatusReply, TierReply,
 };
 use crate::core::clock;
+use crate::core::namespaces::KnownNamespace;
 use crate::core::state::Core;
 
 /// Commands in one turn; each is bounded work.
@@ -47,19 +50,25 @@ impl Core {
             }
             AdminCommand::Pin(selection) => self.for_each(&selection, |core, key| core.ladder.pin(key, true))?,
             AdminCommand::Unpin(selection) => self.for_each(&selection, |core, key| core.ladder.pin(key, false))?,
-            AdminCommand::Evict { tier: Some(_), .. } => {
-                return Err(AdminError::BadRequest("blocks are evicted from all tiers at once: name no tier"));
-            }
-            AdminCommand::Evict { selection, tier: None } => {
-                self.for_each(&selection, |core, key| core.ladder.evict(key, now))?
+            AdminCommand::Evict { mut selection, tier } => {
+                // The end of a chain first: what hangs on a block in a tier keeps it there.
+                selection.hashes.reverse();
+                self.for_each(&selection, |core, key| core.ladder.evict(key, tier, now))?
             }
             AdminCommand::Purge { namespace } => self.purge(namespace, now),
             AdminCommand::Prefetch(selection) => self.prefetch(&selection, now)?,
             AdminCommand::Drain => {
                 self.ladder.drain(true, now);
-                AdminReply::Changed(ChangedReply { blocks: u64::from(self.ladder.stats().spill_queue), skipped: 0 })
+                AdminReply::Changed(ChangedReply { blocks: dram_only(&self.ladder.stats()), skipped: 0 })
             }
-            AdminCommand::Scrub => AdminReply::Scrub(self.scrub(now)),
+            AdminCommand::Holdings { namespace } => AdminReply::Holdings(self.blocks(namespace)),
+            AdminCommand::Scrub => {
+                if !self.ladder.stats().scrubbing {
+                    self.ladder.scrub(true, now);
+                }
+                AdminReply::Scrub(self.scrub_progress())
+            }
+            AdminCommand::ScrubProgress => AdminReply::Scrub(self.scrub_progress()),
             AdminCommand::Explain { hash, namespace } => AdminReply::Explain(self.explain(&hash, namespace)?),
             AdminCommand::SetConfig(settings) => AdminReply::Settings(self.set_config(settings)),
         })
@@ -71,9 +80,9 @@ impl Core {
             epoch: self.epoch,
             uptime: now.since(self.report.ready),
             start_took: self.report.ready.since(self.report.started),
-            ready: true,
-            blocks: u64::from(stats.nodes),
-            records: u64::from(stats.nodes),
+            blocks: self.blocks(None),
+            records: stats.records,
+            dram_only: dram_only(&stats),
             sessions: self.clients.iter().flatten().filter(|client| client.link.is_some()).count() as u32,
             leases: stats.leases,
             moves: self.in_flight.len() as u32,
@@ -92,7 +101,7 @@ impl Core {
             tier: Tier::Dram,
             capacity_bytes: u64::from(stats.segments) * u64::from(kvd_tiers::SEGMENT_BYTES),
             used_bytes: stats.dram_bytes_used,
-            records: u64::from(stats.nodes).saturating_sub(stats.below),
+            records: stats.records - stats.below,
             held_records: stats.pins,
             evicted: counted.dram_evictions,
             read_bytes_per_second: 0,
@@ -103,7 +112,7 @@ impl Core {
                 tier: Tier::Nvme,
                 capacity_bytes: self.devices.iter().map(|device| device.capacity_bytes).sum(),
                 used_bytes: stats.devices.iter().map(|device| device.bytes_used).sum(),
-                records: stats.devices.iter().map(|device| device.slots_used).sum(),
+                records: stats.durable,
                 held_records: 0,
                 evicted: counted.nvme_evictions,
                 read_bytes_per_second: stats.devices.iter().map(|device| device.read_bytes_per_second).sum(),
@@ -143,14 +152,29 @@ impl Core {
             let all = self.clients.iter().flatten().flat_map(|client| &client.views);
             all.filter(|view| view.namespace == *digest).count() as u32
         };
-        let one = |(digest, known): (&NamespaceDigest, &super::state::KnownNamespace)| NamespaceReply {
+        let mut records = BTreeMap::<u64, u64>::new();
+        for held in self.ladder.holdings() {
+            *records.entry(held.namespace_prefix).or_default() += u64::from(held.records);
+        }
+        let one = |(digest, known): (&NamespaceDigest, &KnownNamespace)| NamespaceReply {
             digest: *digest,
-            model: Some(known.model.clone()),
+            model: known.model.clone(),
             block_tokens: known.block_tokens,
             views: views(digest),
-            records: 0,
+            records: records.get(&namespace_prefix(digest)).copied().unwrap_or(0),
         };
         self.namespaces.iter().map(one).collect()
+    }
+
+    /// How many blocks are here of a namespace, or of all: of each group the records of the shard that has the most.
+    fn blocks(&self, namespace: Option<NamespaceDigest>) -> u64 {
+        let wanted = namespace.as_ref().map(namespace_prefix);
+        let mut groups = BTreeMap::<(u64, u16), u32>::new();
+        for held in self.ladder.holdings().filter(|held| wanted.is_none_or(|wanted| held.namespace_prefix == wanted)) {
+            let most = groups.entry((held.namespace_prefix, held.group)).or_default();
+            *most = held.records.max(*most);
+        }
+        groups.values().copied().map(u64::from).sum()
     }
 
     fn session_replies(&self, now: Time) -> Vec<SessionReply> {
@@ -189,8 +213,8 @@ impl Core {
         hash: &BlockHash,
         namespace: Option<NamespaceDigest>,
     ) -> Result<Vec<(NamespaceDigest, u16, BlockKey)>, AdminError> {
-        if namespace.is_some_and(|wanted| !self.namespaces.contains_key(&wanted)) {
-            return Err(AdminError::NotFound("namespace among those opened since the start"));
+        if namespace.is_some_and(|wanted| !self.namespaces.contains(&wanted)) {
+            return Err(AdminError::NotFound("namespace among those that were ever opened here"));
         }
         let looked_at = self.namespaces.iter().filter(|(digest, _)| namespace.is_none_or(|wanted| wanted == **digest));
         let key = |digest: &NamespaceDigest, group| {
@@ -219,38 +243,46 @@ impl Core {
     }
 
     fn purge(&mut self, namespace: Option<NamespaceDigest>, now: Time) -> AdminReply {
-        let (purge, blocks) = match namespace {
-            Some(digest) => (Purge::Namespace(self.settings.tenant, digest), 0),
-            None => (Purge::All, u64::from(self.ladder.stats().nodes)),
-        };
+        let blocks = self.blocks(namespace);
+        let purge = namespace.map_or(Purge::All, |digest| Purge::Namespace(self.settings.tenant, digest));
         // It goes on in the background; what it reaches cannot be matched from its turn on.
         self.ladder.purge(purge, now);
         AdminReply::Changed(ChangedReply { blocks, skipped: 0 })
     }
 
-    /// Prefetches through a view that some engine has open on the namespace: the ladder plans for an instance.
+    /// Prefetches through views that engines have open: one for each shard, since the ladder plans for an instance.
     fn prefetch(&mut self, selection: &Selection, now: Time) -> Result<AdminReply, AdminError> {
         check(selection)?;
-        let wanted = selection.namespace;
-        let view = self.clients.iter().flatten().find_map(|client| {
-            let found = client.views.iter().find(|view| wanted.is_none_or(|wanted| view.namespace == wanted));
-            found.map(|view| (client.slot, view.id))
+        let mut views = BTreeMap::new();
+        for client in self.clients.iter().flatten() {
+            let wanted =
+                client.views.iter().filter(|view| selection.namespace.is_none_or(|wanted| view.namespace == wanted));
+            for view in wanted {
+                let part = (view.namespace, view.group, view.shard.to_bytes());
+                views.entry(part).or_insert((client.slot, view.id));
+            }
+        }
+        if views.is_empty() {
+            return Err(AdminError::NotFound("engine with a view of that namespace"));
+        }
+        let reached = views.into_values().map(|(client, view)| {
+            let reached = self.ladder.prefetch(client, view, &selection.hashes, now);
+            u64::from(reached).min(selection.hashes.len() as u64)
         });
-        let (client, view) = view.ok_or(AdminError::NotFound("engine with a view of that namespace"))?;
-        let blocks = u64::from(self.ladder.prefetch(client, view, &selection.hashes, now));
-        let skipped = selection.hashes.len() as u64 - blocks.min(selection.hashes.len() as u64);
-        Ok(AdminReply::Changed(ChangedReply { blocks, skipped }))
+        let blocks = reached.max().unwrap_or(0);
+        Ok(AdminReply::Changed(ChangedReply { blocks, skipped: selection.hashes.len() as u64 - blocks }))
     }
 
-    fn scrub(&mut self, now: Time) -> ScrubReply {
-        let started = !self.ladder.stats().scrubbing;
-        if started {
-            self.ladder.scrub(true, now);
-        }
+    fn scrub_progress(&self) -> ScrubReply {
         let stats = self.ladder.stats();
         let counted = stats.counters;
-        let corrupt = counted.corrupt_dram + counted.corrupt_nvme;
-        ScrubReply { started, verified: counted.verified, corrupt, remaining: u64::from(stats.nodes) }
+        ScrubReply {
+            running: stats.scrubbing,
+            runs: counted.scrubs,
+            verified: counted.verified,
+            corrupt: counted.corrupt_dram + counted.corrupt_nvme,
+            remaining: stats.scrub_left,
+        }
     }
 
     fn explain(&self, hash: &BlockHash, namespace: Option<NamespaceDigest>) -> Result<Vec<ExplainReply>, AdminError> {
@@ -260,7 +292,7 @@ impl Core {
 
     fn explain_key(&self, namespace: NamespaceDigest, group: u16, key: BlockKey) -> ExplainReply {
         let found = self.ladder.explain(&key);
-        let here = |record: &&ExplainedRecord| record.reachable && (record.dram.is_some() || record.nvme.is_some());
+        let here = |record: &&ExplainedRecord| record.reachable && record.readable;
         let matchable = found.records.iter().any(|record| here(&record));
         let mut notes = Vec::new();
         let mut note = |holds: bool, text: &str| notes.extend(holds.then(|| text.to_owned()));
@@ -268,6 +300,10 @@ impl Core {
         note(found.records.iter().any(|record| record.pinned), "An operator pinned it.");
         let adrift = found.records.iter().any(|record| !record.reachable && !record.filling);
         note(adrift, "A block before it in its chain is missing, so no match reaches it.");
+        note(
+            found.miss == Some(MissReason::TierDown),
+            "Its only copy lies on a device that is out of use: see `kvd devices`.",
+        );
         note(found.miss == Some(MissReason::Cold), "It was never stored here, or so long ago that it is forgotten.");
         note(self.ladder.stats().draining, "The daemon drains: nothing new is stored.");
         ExplainReply {
@@ -308,17 +344,24 @@ impl Core {
         let stats = self.ladder.stats();
         let counters = &self.counters;
         counters.leases.set(u64::from(stats.leases));
-        counters.records.set(u64::from(stats.nodes));
-        counters.blocks.set(u64::from(stats.nodes));
+        counters.records.set(stats.records);
+        counters.blocks.set(self.blocks(None));
         counters.dram_used_bytes.set(stats.dram_bytes_used);
         counters.nvme_used_bytes.set(stats.devices.iter().map(|device| device.bytes_used).sum());
         counters.dram_evicted.set(stats.counters.dram_evictions);
         counters.nvme_evicted.set(stats.counters.nvme_evictions);
+        // Those that changed while the last ones were being written.
+        self.namespaces.save();
     }
 }
 
 /// Between two looks at the gauges: a scrape interval is far longer.
 const GAUGES_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Records that only DRAM holds.
+fn dram_only(stats: &Stats) -> u64 {
+    stats.records - stats.durable
+}
 
 fn check(selection: &Selection) -> Result<(), AdminError> {
     match selection.hashes.len() {

@@ -140,6 +140,10 @@ impl Core {
     fn wind_down(mut self) -> io::Result<()> {
         let until = clock::now().after(self.settings.stop_deadline);
         self.control(Control::Stop);
+        // Nobody's requests are served any more, so nobody's bell shall wake us.
+        for at in 0..self.clients.len() {
+            self.sleeper.forget(at);
+        }
         self.ladder.drain(true, clock::now());
         while clock::now() < until {
             let now = clock::now();

@@ -21,6 +21,7 @@ use crate::core::client::{Client, Identity};
 use crate::core::device::{self, DeviceEnds, DeviceError, DeviceHealth, DeviceSetup, Opening, Order};
 use crate::core::epoch::{DataDir, DataDirError};
 use crate::core::handle::CoreHandle;
+use crate::core::namespaces::Namespaces;
 use crate::core::options::{NvmeOptions, PolicyChoice, ServeOptions};
 use crate::core::preparer::{self, Preparing};
 use crate::core::sleeper::Sleeper;
@@ -87,6 +88,8 @@ pub struct Running {
 pub struct Stopper {
     stop: Arc<AtomicBool>,
     doorbell: Arc<EventFd>,
+    /// The core tells the sessions thread to end; where there is no core any more, it must see so by itself.
+    sessions_bell: Arc<EventFd>,
     preparer: Thread,
 }
 
@@ -96,6 +99,7 @@ impl Stopper {
         // Release pairs with the core's Acquire; the bell makes it look.
         self.stop.store(true, Ordering::Release);
         let _ = self.doorbell.signal();
+        let _ = self.sessions_bell.signal();
         self.preparer.unpark();
     }
 }
@@ -178,7 +182,12 @@ pub fn serve(options: &ServeOptions) -> Result<Running, ServeError> {
         all: options.dram.prefault,
     };
     let preparer = preparer::spawn(preparing.clone()).map_err(system("starting a thread"))?;
-    let stopper = Stopper { stop: stop.clone(), doorbell: doorbell.clone(), preparer: preparer.thread().clone() };
+    let stopper = Stopper {
+        stop: stop.clone(),
+        doorbell: doorbell.clone(),
+        sessions_bell: Arc::new(EventFd::new().map_err(system("making the sessions' doorbell"))?),
+        preparer: preparer.thread().clone(),
+    };
     let mut threads = vec![preparer];
     let begun = Begun { options, started, doorbell, counters, commons, stop, preparing };
     match begun.finish(arena, outcomes, &data, &stopper, &mut threads) {
@@ -298,7 +307,8 @@ impl Begun<'_> {
         }
         ladder.restored(clock::now());
         data.write_epoch(epoch)?;
-        self.open_doors(Parts { ladder, epoch, clients, devices, report, outcomes, orphans }, threads)
+        let control_event = stopper.sessions_bell.clone();
+        self.open_doors(Parts { ladder, epoch, clients, devices, report, outcomes, orphans, control_event }, threads)
     }
 }
 
@@ -345,6 +355,7 @@ struct Parts {
     report: StartReport,
     outcomes: Receiver<(MoveId, Outcome)>,
     orphans: Vec<Orphan>,
+    control_event: Arc<EventFd>,
 }
 
 impl Begun<'_> {
@@ -413,7 +424,7 @@ impl Begun<'_> {
 
     /// The last steps: everything is known, engines may come.
     fn open_doors(self, parts: Parts, threads: &mut Vec<JoinHandle<()>>) -> Result<CoreHandle, ServeError> {
-        let Parts { ladder, epoch, clients, devices, report, outcomes, orphans } = parts;
+        let Parts { ladder, epoch, clients, devices, report, outcomes, orphans, control_event } = parts;
         let mode = if self.options.allowed_uids.is_empty() { 0o600 } else { 0o666 };
         let listener = Listener::bind(&self.options.socket, mode)?;
         let (verifier, verify_orders) = bounded(VERIFIES_WAITING_MAX);
@@ -421,7 +432,6 @@ impl Begun<'_> {
         threads.push(verify_thread.map_err(system("starting a thread"))?);
         let (calls_sender, calls) = bounded(CALLS_WAITING_MAX);
         let (control, control_receiver) = bounded::<Control>(CONTROLS_WAITING_MAX);
-        let control_event = Arc::new(EventFd::new().map_err(system("making the sessions' doorbell"))?);
         let (handle, commands) = CoreHandle::new(self.doorbell.clone(), self.counters.clone(), epoch);
         let reactor = Reactor::new(
             listener,
@@ -448,7 +458,7 @@ impl Begun<'_> {
             first_client: 0,
             gauges_due: Time::ZERO,
             next_request: 0,
-            namespaces: std::collections::BTreeMap::new(),
+            namespaces: Namespaces::load(&self.options.data_dir),
             devices,
             verifier: Some(verifier),
             stop: self.stop.clone(),

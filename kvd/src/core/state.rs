@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender};
 use kvd_nixl::sys::{EventFd, MemoryExtent, Signal};
-use kvd_proto::{Epoch, NamespaceDigest, TenantKey, Time};
+use kvd_proto::{Epoch, TenantKey, Time};
 use kvd_tiers::dram::Arena;
 use kvd_tiers::ladder::{Ladder, Outcome, SlotTable};
 use kvd_tiers::policy::Policy;
@@ -18,6 +18,7 @@ use kvd_tiers::{ClientSlot, MoveId, SegmentId, SlotEntry, SlotId, TenantId};
 use crate::core::client::Client;
 use crate::core::device::{DeviceHealth, Order};
 use crate::core::handle::Asked;
+use crate::core::namespaces::Namespaces;
 use crate::core::sleeper::Sleeper;
 use crate::core::verify::VerifyOrder;
 use crate::metrics::counters::Counters;
@@ -87,18 +88,6 @@ pub(super) struct DeviceLink {
     pub(super) dirty: bool,
 }
 
-/// What operators are told of a namespace that some session opened.
-#[derive(Debug, Clone)]
-pub(super) struct KnownNamespace {
-    pub(super) model: String,
-    pub(super) block_tokens: u32,
-    /// Groups seen, at most 32.
-    pub(super) groups: Vec<u16>,
-}
-
-/// Namespaces remembered for operators; beyond this many, new ones are served but not listed.
-pub(super) const NAMESPACES_KNOWN_MAX: usize = 1024;
-
 /// Settings that requests use.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -130,7 +119,7 @@ pub(crate) struct Core {
     pub(super) first_client: usize,
     pub(super) next_request: u64,
     pub(super) gauges_due: Time,
-    pub(super) namespaces: BTreeMap<NamespaceDigest, KnownNamespace>,
+    pub(super) namespaces: Namespaces,
     pub(super) devices: Vec<DeviceLink>,
     /// `None` once the daemon stops.
     pub(super) verifier: Option<Sender<VerifyOrder>>,

@@ -169,11 +169,7 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
             let error = device.last_error.as_deref().unwrap_or("no error recorded");
             remarks.push(format!("device {} ({}) is {}: {error}", device.device, device.path, device.state.as_str()));
         }
-        let state = match (status.ready, remarks.is_empty()) {
-            (false, _) => proto::DaemonState::NotReady,
-            (true, true) => proto::DaemonState::Serving,
-            (true, false) => proto::DaemonState::Degraded,
-        };
+        let state = if remarks.is_empty() { proto::DaemonState::Serving } else { proto::DaemonState::Degraded };
         remarks.extend(self.live.remarks().await);
         let hits = [Tier::Dram, Tier::Nvme].map(|tier| (tier.as_str().to_owned(), self.counters.hits(tier).get()));
         let misses =
@@ -300,8 +296,9 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
             let core = core.clone();
             async move {
                 let status = ask!(core, AdminCommand::Status, AdminReply::Status(status) => status);
-                // While a purge of everything runs, what is left to go is what is still here.
-                let left = if status.purges == 0 { 0 } else { status.blocks.min(blocks) };
+                let held = ask!(core, AdminCommand::Holdings { namespace }, AdminReply::Holdings(held) => held);
+                // Behind a purge that has ended engines store again.
+                let left = if status.purges == 0 { 0 } else { held.min(blocks) };
                 Ok(Progress { done: blocks - left, total: blocks, skipped, corrupt: 0, finished: status.purges == 0 })
             }
         };
@@ -318,14 +315,16 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
     }
 
     async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
-        let ChangedReply { blocks, skipped } = self.change(AdminCommand::Drain).await?;
+        let ChangedReply { blocks: records, .. } = self.change(AdminCommand::Drain).await?;
         let core = self.core.clone();
         let step = move || {
             let core = core.clone();
             async move {
                 let status = ask!(core, AdminCommand::Status, AdminReply::Status(status) => status);
-                let left = if status.draining { u64::from(status.moves).min(blocks) } else { 0 };
-                Ok(Progress { done: blocks - left, total: blocks, skipped, corrupt: 0, finished: !status.draining })
+                // Nothing is stored until it ends: what is left then could not be written.
+                let left = status.dram_only.min(records);
+                let (finished, skipped) = (!status.draining, if status.draining { 0 } else { left });
+                Ok(Progress { done: records - left, total: records, skipped, corrupt: 0, finished })
             }
         };
         Ok(Response::new(stream(step, |progress| proto::DrainResponse { progress: Some(progress) })))
@@ -334,18 +333,16 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
     async fn scrub(&self, _: Request<proto::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let first = ask!(self.core, AdminCommand::Scrub, AdminReply::Scrub(scrub) => scrub);
         let core = self.core.clone();
-        let mut running = false;
         let step = move || {
             let core = core.clone();
-            // The first look is the answer to the start; a later command only asks while records remain.
-            let look = std::mem::replace(&mut running, true);
             async move {
-                let now = if look { ask!(core, AdminCommand::Scrub, AdminReply::Scrub(scrub) => scrub) } else { first };
-                // A scrub that was started by the look itself means that ours had ended before.
-                let remaining = if look && now.started { 0 } else { now.remaining };
+                let now = ask!(core, AdminCommand::ScrubProgress, AdminReply::Scrub(scrub) => scrub);
+                // Another run may have begun behind ours.
+                let finished = !now.running || now.runs > first.runs;
+                let remaining = if finished { 0 } else { now.remaining };
                 let done = now.verified.saturating_sub(first.verified);
                 let corrupt = now.corrupt.saturating_sub(first.corrupt);
-                Ok(Progress { done, total: done + remaining, skipped: 0, corrupt, finished: remaining == 0 })
+                Ok(Progress { done, total: done + remaining, skipped: 0, corrupt, finished })
             }
         };
         Ok(Response::new(stream(step, |progress| proto::ScrubResponse { progress: Some(progress) })))

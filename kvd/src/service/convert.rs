@@ -96,7 +96,7 @@ pub(super) fn device_status(reply: DeviceReply) -> proto::DeviceStatus {
 pub(super) fn namespace_status(reply: NamespaceReply) -> proto::NamespaceStatus {
     proto::NamespaceStatus {
         digest: reply.digest.to_string(),
-        model: reply.model.unwrap_or_default(),
+        model: reply.model,
         block_tokens: reply.block_tokens,
         views: reply.views,
         records: reply.records,

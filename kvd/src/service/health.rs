@@ -46,7 +46,7 @@ pub(super) async fn watch<C: Asks>(reporter: HealthReporter, core: C, counters: 
         }
         let alive = beat.1.elapsed() < SILENCE_MAX;
         let answer = timeout(ANSWER_WAIT, core.ask(AdminCommand::Status)).await;
-        let ready = matches!(answer, Ok(Ok(AdminReply::Status(status))) if status.ready);
+        let ready = matches!(answer, Ok(Ok(AdminReply::Status(_))));
         report(&reporter, ready, alive).await;
     }
 }

@@ -89,9 +89,10 @@ fn keep_default_sizes(running: &Loaded, new: &mut Loaded) {
     let origins = Loaded { config: running.config.clone(), origins: new.origins.clone() };
     if unset("tiers.dram.capacity", running) && unset("tiers.dram.capacity", &origins) {
         tiers.dram.capacity = old.dram.capacity;
-        if unset("lease.bytes_max", &origins) {
-            new.config.lease.bytes_max = config::Size(old.dram.capacity.0 / 2);
-        }
+    }
+    // Its default is a share of the capacity that is in force, which only a restart changes.
+    if unset("lease.bytes_max", &origins) {
+        new.config.lease.bytes_max = config::Size(old.dram.capacity.0 / 2);
     }
     if unset("tiers.nvme.capacity", running) && unset("tiers.nvme.capacity", &origins) {
         tiers.nvme.capacity = old.nvme.capacity;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, TryRecvError};
 use kvd_nixl::sys::{EventFd, Pidfd, Signal, StartTime, peer_credentials};
 use kvd_proto::Time;
 use kvd_proto::wire::session::{
@@ -395,7 +395,18 @@ impl Reactor {
             replaces: greeting.replaces,
             link,
         };
-        let joined = self.core.ask(|answer| SessionCall::Join(Box::new(joining), answer))?;
+        let joined = match self.core.ask(|answer| SessionCall::Join(Box::new(joining), answer)) {
+            Ok(joined) => joined,
+            Err(refusal) => {
+                // A core that did not answer in time may yet serve the join: then it hears of a session whose socket is gone.
+                if refusal.code == RefusalCode::Stopping
+                    && let Some(peer) = self.get(place)
+                {
+                    peer.stage = Stage::Open(session);
+                }
+                return Err(refusal);
+            }
+        };
         let micros = |wait: Duration| u32::try_from(wait.as_micros()).unwrap_or(u32::MAX);
         let welcome = Welcome {
             version: greeting.version,
@@ -463,7 +474,13 @@ impl Reactor {
     /// Does what the core says; `true` to stop.
     fn obey(&mut self) -> io::Result<bool> {
         self.control_event.drain()?;
-        while let Ok(control) = self.control.try_recv() {
+        loop {
+            let control = match self.control.try_recv() {
+                Ok(control) => control,
+                Err(TryRecvError::Empty) => return Ok(false),
+                // A core that is gone tells nothing any more.
+                Err(TryRecvError::Disconnected) => return Ok(true),
+            };
             match control {
                 Control::Stop => return Ok(true),
                 Control::Cut(session) => {
@@ -479,7 +496,6 @@ impl Reactor {
                 }
             }
         }
-        Ok(false)
     }
 
     fn find(&self, session: SessionId) -> Option<Place> {

@@ -83,6 +83,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.scrub_some(now);
     }
 
+    /// The share of the nodes that a scrub has still to look at; 0 when none is under way.
+    pub(super) fn scrub_ahead(&self) -> f64 {
+        let end = f64::from(self.nodes.end()) * 2.0;
+        if self.work.scrubbing() && end > 0.0 { 1.0 - f64::from(self.work.scrub_cursor) / end } else { 0.0 }
+    }
+
     pub(super) fn scrub_some(&mut self, now: Time) {
         if !self.work.scrubbing || self.work.verifying >= VERIFIES_MAX || now < self.work.scrub_next {
             return;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::extents::Use;
+use super::lanes::Held;
 use super::leases::LeaseKind;
 use super::nodes::{NO_OWNER, NOWHERE, NodeId, flag};
 use super::pins::Holder;
@@ -214,18 +215,18 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     fn check_bytes(&self, ids: &[NodeId]) {
-        let mut below = BTreeMap::<u16, u32>::new();
+        let mut held = BTreeMap::<u16, Held>::new();
         let mut owned = BTreeMap::<u8, u64>::new();
         for id in ids {
             let node = &self.nodes[*id];
-            *below.entry(node.lane).or_default() += u32::from(node.below());
+            held.entry(node.lane).or_default().add(node);
             assert!(node.owner == NO_OWNER || node.dram != NOWHERE, "{id:?} is owned while it has a slot");
             if node.owner != NO_OWNER {
                 *owned.entry(node.owner).or_default() += u64::from(self.lanes.get(node.lane).slot_bytes);
             }
         }
         for (number, lane) in self.lanes.iter() {
-            assert_eq!(lane.below, below.get(&number).copied().unwrap_or(0), "records below, of lane {number}");
+            assert_eq!(lane.held, held.get(&number).copied().unwrap_or_default(), "records of lane {number}");
         }
         for (number, instance) in self.instances.iter().enumerate() {
             let number = number as u8;

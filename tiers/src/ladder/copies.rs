@@ -133,11 +133,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub(super) fn mark_dram(&mut self, id: NodeId) {
         let node = &mut self.nodes[id];
         debug_assert!(!node.has(flag::DRAM_READY));
-        if node.below() {
-            self.lanes.get_mut(node.lane).below -= 1;
-        }
+        let held = &mut self.lanes.get_mut(node.lane).held;
+        held.take(node);
         node.clear(flag::FILLING | flag::FETCHING);
         node.set(flag::DRAM_READY);
+        held.add(node);
         let parent = node.parent;
         self.refresh(id);
         if let Some(parent) = parent.get() {
@@ -154,11 +154,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.table.vacate(slot, generation);
         let node = &mut self.nodes[id];
         debug_assert!(node.has(flag::DRAM_READY));
+        let held = &mut self.lanes.get_mut(node.lane).held;
+        held.take(node);
         node.clear(flag::DRAM_READY);
         node.dram = NOWHERE;
-        if node.below() {
-            self.lanes.get_mut(node.lane).below += 1;
-        }
+        held.add(node);
         let (parent, rank) = (node.parent, node.rank);
         self.disown(id, slot);
         self.dram.set_detached(slot);
@@ -174,11 +174,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub(super) fn mark_nvme(&mut self, id: NodeId) {
         let node = &mut self.nodes[id];
         debug_assert!(!node.has(flag::NVME_READY) && node.nvme != NOWHERE);
+        let held = &mut self.lanes.get_mut(node.lane).held;
+        held.take(node);
         node.clear(flag::SPILLING);
         node.set(flag::NVME_READY);
-        if node.below() {
-            self.lanes.get_mut(node.lane).below += 1;
-        }
+        held.add(node);
         let parent = node.parent;
         self.refresh(id);
         if let Some(parent) = parent.get() {
@@ -193,11 +193,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.unqueue(id, Space::Nvme);
         let node = &mut self.nodes[id];
         debug_assert!(node.has(flag::NVME_READY));
-        if node.below() {
-            self.lanes.get_mut(node.lane).below -= 1;
-        }
+        let held = &mut self.lanes.get_mut(node.lane).held;
+        held.take(node);
         node.clear(flag::NVME_READY);
         node.nvme = NOWHERE;
+        held.add(node);
         let (parent, rank) = (node.parent, node.rank);
         self.nvme.detach(slot);
         if let Some(parent) = parent.get() {

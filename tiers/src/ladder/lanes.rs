@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use kvd_proto::{BlockHash, BlockKey, GroupKey, InstanceId, NamespaceDigest, SHARD_BYTES, Shard};
 
 use super::moves::JoinError;
+use super::nodes::Node;
 use crate::ids::{ClientSlot, SEGMENT_BYTES, SLOT_BYTES_MIN, SlotEntry, TenantId, ViewId};
 
 /// What a session reads and writes.
@@ -85,12 +86,36 @@ pub(super) struct Lane {
     pub(super) slot_bytes: u32,
     pub(super) dram_class: u16,
     pub(super) nvme_class: u16,
-    /// Records whose only copy lies on a device.
+    pub(super) held: Held,
+}
+
+/// Records of a lane, by where their copies lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Held {
+    /// All.
+    pub(super) records: u32,
+    /// With a copy on a device.
+    pub(super) durable: u32,
+    /// Whose only copy lies on a device.
     pub(super) below: u32,
 }
 
+impl Held {
+    pub(super) fn add(&mut self, node: &Node) {
+        self.records += u32::from(node.resident());
+        self.durable += u32::from(node.durable());
+        self.below += u32::from(node.below());
+    }
+
+    pub(super) fn take(&mut self, node: &Node) {
+        self.records -= u32::from(node.resident());
+        self.durable -= u32::from(node.durable());
+        self.below -= u32::from(node.below());
+    }
+}
+
 /// First 8 bytes of a namespace's digest, as slot tables keep it.
-pub(super) fn namespace_prefix(digest: &NamespaceDigest) -> u64 {
+pub fn namespace_prefix(digest: &NamespaceDigest) -> u64 {
     u64::from_le_bytes(*digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
 }
 
@@ -182,7 +207,7 @@ impl LaneKey {
             slot_bytes: self.slot_bytes,
             dram_class,
             nvme_class,
-            below: 0,
+            held: Held::default(),
         }
     }
 }

@@ -225,7 +225,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// copy that was lost in the middle is not counted.
     pub(super) fn below(&self, deepest: NodeId, blocks: u32) -> (u64, Tier) {
         let lane = self.lanes.get(self.nodes[deepest].lane);
-        if lane.below == 0 {
+        if lane.held.below == 0 {
             return (0, Tier::Dram);
         }
         let (mut at, mut count) = (deepest, 0);

@@ -159,7 +159,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         hashes: &(impl HashSource + ?Sized),
     ) -> (u32, NodeId) {
         // A device that is out takes its blocks out of many chains at once, without touching them.
-        let certain = !self.cascade_open() && (self.lanes.get(lane).below == 0 || self.all_devices_readable());
+        let certain = !self.cascade_open() && (self.lanes.get(lane).held.below == 0 || self.all_devices_readable());
         if certain && let Some(found) = self.gallop(lane, group_key, hashes) {
             return found;
         }

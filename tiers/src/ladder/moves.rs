@@ -247,6 +247,8 @@ pub struct ExplainedRecord {
     pub dram: Option<SlotId>,
     /// Its copy on a device.
     pub nvme: Option<NvmeSlot>,
+    /// One of its copies can be read now.
+    pub readable: bool,
     /// An operator pinned it.
     pub pinned: bool,
     /// Leases that end at it.

@@ -148,6 +148,11 @@ impl Node {
         self.flags & (flag::DRAM_READY | flag::NVME_READY) == flag::NVME_READY
     }
 
+    /// It has a published copy on a device.
+    pub(super) fn durable(&self) -> bool {
+        self.has(flag::NVME_READY)
+    }
+
     pub(super) fn leaf(&self) -> bool {
         self.first_child.is_none()
     }

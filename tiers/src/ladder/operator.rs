@@ -1,6 +1,6 @@
 //! What an operator asks of single blocks.
 
-use kvd_proto::{BlockKey, Time};
+use kvd_proto::{BlockKey, MissReason, Tier, Time};
 
 use super::moves::{Explained, ExplainedRecord};
 use super::nodes::{NodeId, flag};
@@ -34,14 +34,26 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         count
     }
 
-    /// Takes a block away, and what hangs on it. Returns how many records it had. A slot that someone holds is free when they
-    /// let go.
-    pub fn evict(&mut self, key: &BlockKey, now: Time) -> u32 {
+    /// Takes a block away, and what hangs on it; or only its copies in one tier, as far as nothing hangs on them there.
+    /// Returns how many records it had to take. A slot that someone holds is free when they let go.
+    pub fn evict(&mut self, key: &BlockKey, tier: Option<Tier>, now: Time) -> u32 {
         let mut count = 0;
         for id in self.records(key) {
-            if self.nodes[id].resident() {
-                count += 1;
-                self.drop_copies(id, kvd_proto::MissReason::Evicted);
+            let node = &self.nodes[id];
+            let falls = match tier {
+                None => node.resident(),
+                Some(Tier::Dram) => self.may_fall_from_dram(id),
+                Some(Tier::Nvme) => self.may_fall_from_nvme(id),
+                Some(Tier::Hbm | Tier::Object | Tier::Peer) => false,
+            };
+            if !falls {
+                continue;
+            }
+            count += 1;
+            match tier {
+                Some(Tier::Dram) => self.evict_from_dram(id),
+                Some(Tier::Nvme) => self.evict_from_nvme(id),
+                Some(Tier::Hbm | Tier::Object | Tier::Peer) | None => self.drop_copies(id, MissReason::Evicted),
             }
         }
         self.work_some(now);
@@ -52,7 +64,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub fn explain(&self, key: &BlockKey) -> Explained {
         let records: Vec<_> = self.records(key).into_iter().map(|id| self.explain_record(id)).collect();
         let here = records.iter().any(|record| record.dram.is_some() || record.nvme.is_some());
-        let miss = (!here).then(|| self.miss_reason(None, Some(key)));
+        let readable = records.iter().any(|record| record.readable);
+        let miss = match (here, readable) {
+            (false, _) => Some(self.miss_reason(None, Some(key))),
+            (true, false) => Some(MissReason::TierDown),
+            (true, true) => None,
+        };
         Explained { key: *key, records, miss }
     }
 
@@ -71,6 +88,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             filling: node.has(flag::FILLING),
             dram: self.dram_slot(id).filter(|_| node.has(flag::DRAM_READY)),
             nvme: self.nvme_slot(id).filter(|_| node.has(flag::NVME_READY)),
+            readable: node.has(flag::DRAM_READY) || self.readable(id),
             pinned: node.has(flag::PINNED),
             leases: u32::from(node.holds),
             children,

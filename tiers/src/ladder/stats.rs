@@ -2,10 +2,11 @@
 
 use kvd_proto::{MissReason, Time};
 
+use super::lanes::Held;
 use super::nodes::RECORD_BYTES_MAX;
 use super::port::SlotTable;
 use super::state::Ladder;
-use crate::ids::DeviceId;
+use crate::ids::{DeviceId, TenantId};
 use crate::policy::Policy;
 
 /// The most daemon memory that a resident record costs in the ladder, with copies in both tiers, in bytes. Leases, queues
@@ -138,6 +139,10 @@ pub struct Stats {
     pub counters: Counters,
     /// Nodes: records, and places that others hang on.
     pub nodes: u32,
+    /// Records: what a match can find, or could if their ancestors were there.
+    pub records: u64,
+    /// Records with a copy on a device.
+    pub durable: u64,
     /// Records without a copy in the arena.
     pub below: u64,
     /// Segments of the arena.
@@ -170,6 +175,8 @@ pub struct Stats {
     pub purges: u32,
     /// A scrub is under way.
     pub scrubbing: bool,
+    /// About how many copies it has still to read.
+    pub scrub_left: u64,
     /// Offers are refused.
     pub draining: bool,
     /// Matches walk plainly until a cut chain is cleaned up.
@@ -178,7 +185,37 @@ pub struct Stats {
     pub memory_bytes: u64,
 }
 
+/// What is there of one shard of one group of a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding {
+    /// Whose.
+    pub tenant: TenantId,
+    /// First 8 bytes of the namespace's digest: all that the slot tables keep.
+    pub namespace_prefix: u64,
+    /// Group of the namespace.
+    pub group: u16,
+    /// Records of this shard.
+    pub records: u32,
+}
+
 impl<T: SlotTable, P: Policy> Ladder<T, P> {
+    /// What is there of each namespace. Walks lanes, not records.
+    pub fn holdings(&self) -> impl Iterator<Item = Holding> {
+        self.lanes.iter().map(|(_, lane)| Holding {
+            tenant: lane.tenant,
+            namespace_prefix: lane.namespace_prefix,
+            group: lane.group,
+            records: lane.held.records,
+        })
+    }
+
+    fn scrub_left(&self, held: &[Held]) -> u64 {
+        let copies: u64 = held.iter().map(|held| u64::from(held.records - held.below) + u64::from(held.durable)).sum();
+        let ahead = self.scrub_ahead();
+        // Copies lie anywhere among the nodes: the share of nodes that is ahead says how many are.
+        (copies as f64 * ahead).ceil() as u64
+    }
+
     /// Memory that the ladder takes for its nodes, index, orders and maps of space, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.nodes.memory_bytes()
@@ -198,11 +235,14 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// What happened and what lies where. Walks segments and zones, not records.
     pub fn stats(&self) -> Stats {
+        let held: Vec<_> = self.lanes.iter().map(|(_, lane)| lane.held).collect();
         let (dram_slots_used, dram_bytes_used) = self.dram.used();
         Stats {
             counters: self.counters,
             nodes: self.nodes.used(),
-            below: self.lanes.iter().map(|(_, lane)| u64::from(lane.below)).sum(),
+            records: held.iter().map(|held| u64::from(held.records)).sum(),
+            durable: held.iter().map(|held| u64::from(held.durable)).sum(),
+            below: held.iter().map(|held| u64::from(held.below)).sum(),
             segments: self.dram.segment_count(),
             segments_unassigned: self.dram.unassigned(),
             dram_slots_used,
@@ -218,6 +258,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             orphans: self.orphans.len() as u32,
             purges: self.work.purging() as u32,
             scrubbing: self.work.scrubbing(),
+            scrub_left: self.scrub_left(&held),
             draining: self.work.draining(),
             cascade_open: self.cascade_open(),
             memory_bytes: self.memory_bytes() as u64,

@@ -381,7 +381,7 @@ fn operators_are_answered() {
     engine.store(&[hash(1), hash(2)]);
     let ask = |command| running.handle().ask_blocking(command).unwrap();
     let AdminReply::Status(status) = ask(AdminCommand::Status) else { panic!() };
-    assert_eq!((status.records, status.sessions, status.ready), (2, 1, true));
+    assert_eq!((status.records, status.sessions), (2, 1));
     let page = Page { offset: 0, limit: 10 };
     let AdminReply::Sessions { total, sessions } = ask(AdminCommand::Sessions(page)) else { panic!() };
     assert_eq!((total, sessions[0].pid), (1, std::process::id()));

@@ -67,8 +67,10 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.order(Control::Stop);
-        self.thread.take().unwrap().join().unwrap().unwrap();
+        if let Some(thread) = self.thread.take() {
+            self.order(Control::Stop);
+            thread.join().unwrap().unwrap();
+        }
     }
 }
 
@@ -88,7 +90,10 @@ fn play_core(calls: &Receiver<SessionCall>, tell: &Sender<String>) {
                     match_deadline: Duration::from_millis(50),
                     load_deadline: Duration::from_secs(1),
                 };
-                answer.send(Ok(joined)).unwrap();
+                if joining.client_name == "late" {
+                    thread::sleep(Duration::from_millis(1500));
+                }
+                let _ = answer.send(Ok(joined));
                 format!("join {} {}", number(joining.session), joining.client_name)
             }
             SessionCall::Segment(session, segment, answer) => {
@@ -209,6 +214,25 @@ fn a_forgotten_session_is_closed_and_a_cut_one_stays_watched() {
     assert_eq!(one.read(&mut [0; 8]).unwrap(), 0);
     assert_eq!(two.read(&mut [0; 8]).unwrap(), 0);
     assert_eq!(served.counters.sessions_cut.get(), 1);
+}
+
+#[test]
+fn it_ends_with_a_core_that_is_gone() {
+    let mut served = Served::new(4);
+    // As when the core thread panics: nobody says stop, and whoever waits for the threads rings.
+    served.control = bounded(1).0;
+    served.event.signal().unwrap();
+    served.thread.take().unwrap().join().unwrap().unwrap();
+}
+
+/// The core of a host that was paused answers too late: what it gave away must come back.
+#[test]
+fn a_join_that_is_answered_too_late_is_told_to_be_over() {
+    let served = Served::new(4);
+    let mut late = connect(&served.path());
+    say(&mut late, hello("late")).unwrap();
+    served.expect("join 1 late");
+    served.expect("detached 1");
 }
 
 /// The socket of a dead engine lives on in its child: the death must be told all the same.

@@ -188,7 +188,7 @@ fn an_operators_pin_and_evict_do_as_they_say() {
     }
     assert_eq!(world.matched(0, view, &kept, false).blocks, 2);
     assert!(world.ladder.explain(&key).records[0].pinned);
-    assert_eq!(world.ladder.evict(&key, world.now), 1);
+    assert_eq!(world.ladder.evict(&key, None, world.now), 1);
     world.settle();
     assert_eq!(world.matched(0, view, &kept, false).blocks, 1);
     assert_eq!(world.ladder.explain(&key).miss, Some(MissReason::Evicted));

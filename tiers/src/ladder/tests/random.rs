@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kvd_proto::wire::slab::GrantedStatus;
-use kvd_proto::{BlockHash, Time};
+use kvd_proto::{BlockHash, Tier, Time};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -291,7 +291,10 @@ impl Play {
         match self.random.random_range(0..11) {
             0 => assert!(ladder.pin(&key, true) < 3),
             1 | 2 => assert!(ladder.pin(&key, false) < 3),
-            3 => assert!(ladder.evict(&key, now) < 3),
+            3 => {
+                let tier = [None, Some(Tier::Dram), Some(Tier::Nvme)][self.random.random_range(0..3)];
+                assert!(ladder.evict(&key, tier, now) < 3);
+            }
             4 => ladder.purge(Purge::Tenant(self.kinds[0].spec.tenant), now),
             5 => ladder.purge(Purge::Namespace(self.kinds[0].spec.tenant, self.kinds[0].spec.namespace), now),
             6 => ladder.scrub(true, now),
@@ -373,7 +376,7 @@ impl Play {
         self.world.ladder.purge(Purge::All, self.world.now);
         self.rest();
         let stats = self.world.ladder.stats();
-        assert_eq!((stats.nodes, stats.dram_slots_used, stats.below), (0, 0, 0), "a purge leaves nothing");
+        assert_eq!((stats.nodes, stats.dram_slots_used, stats.records), (0, 0, 0), "a purge leaves nothing");
         assert!(stats.devices.iter().all(|device| device.slots_used + u64::from(device.vacating) == 0));
         assert!(self.world.disks.iter().all(|disk| disk.table.is_empty()), "devices name nothing");
     }

@@ -1,0 +1,189 @@
+//! Namespaces that sessions opened, remembered across restarts: slot tables keep but the beginning of a digest, and an
+//! operator who purges or asks after a block must be able to name a namespace that nobody has opened again yet.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use kvd_proto::NamespaceDigest;
+use serde::{Deserialize, Serialize};
+
+use crate::session::ViewRequest;
+
+/// Namespaces remembered; beyond this many, new ones are served but not listed.
+const KNOWN_MAX: usize = 1024;
+/// Groups remembered of each.
+const GROUPS_MAX: usize = 32;
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What operators are told of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KnownNamespace {
+    pub(super) model: String,
+    pub(super) block_tokens: u32,
+    /// Groups seen.
+    pub(super) groups: Vec<u16>,
+}
+
+/// All that are known, and the file that keeps them.
+#[derive(Debug)]
+pub(super) struct Namespaces {
+    known: BTreeMap<NamespaceDigest, KnownNamespace>,
+    file: PathBuf,
+    /// What is known is not what the file says, or what is being written there.
+    stale: bool,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Namespaces {
+    /// What an earlier start wrote. A file that cannot be read costs names only, never the start.
+    pub(super) fn load(data_dir: &Path) -> Self {
+        let file = data_dir.join("namespaces.json");
+        let known = match read(&file) {
+            Ok(known) => known,
+            Err(error) => {
+                tracing::warn!(file = %file.display(), %error, "namespaces of earlier starts are not known by name");
+                BTreeMap::new()
+            }
+        };
+        Self { known, file, stale: false, writer: None }
+    }
+
+    pub(super) fn contains(&self, digest: &NamespaceDigest) -> bool {
+        self.known.contains_key(digest)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&NamespaceDigest, &KnownNamespace)> {
+        self.known.iter()
+    }
+
+    /// A session opened a view.
+    pub(super) fn note(&mut self, view: &ViewRequest) {
+        if self.known.len() >= KNOWN_MAX && !self.contains(&view.namespace) {
+            return;
+        }
+        let fresh = || KnownNamespace { model: String::new(), block_tokens: 0, groups: Vec::new() };
+        let known = self.known.entry(view.namespace).or_insert_with(fresh);
+        let before = known.clone();
+        (known.model, known.block_tokens) = (view.model.clone(), view.block_tokens);
+        if !known.groups.contains(&view.group) && known.groups.len() < GROUPS_MAX {
+            known.groups.push(view.group);
+        }
+        self.stale |= *known != before;
+        self.save();
+    }
+
+    /// Writes what changed, on a thread of its own: a disk that hangs must not hold up the core. One at a time.
+    pub(super) fn save(&mut self) {
+        if !self.stale || self.writer.as_ref().is_some_and(|writer| !writer.is_finished()) {
+            return;
+        }
+        let by_name: BTreeMap<String, &KnownNamespace> =
+            self.known.iter().map(|(digest, known)| (digest.to_string(), known)).collect();
+        let text = serde_json::to_string_pretty(&by_name).expect("names and numbers can be told");
+        let file = self.file.clone();
+        let write = move || {
+            let draft = file.with_extension("json.new");
+            // Whole under its name or not at all. What a power cut takes is known again when it is opened again.
+            if let Err(error) = fs::write(&draft, text).and_then(|()| fs::rename(&draft, &file)) {
+                tracing::warn!(file = %file.display(), %error, "namespaces are not written down");
+            }
+        };
+        // No thread to be had: the next look at the gauges tries again.
+        if let Ok(writer) = thread::Builder::new().name("kvd-names".into()).spawn(write) {
+            self.stale = false;
+            self.writer = Some(writer);
+        }
+    }
+}
+
+fn read(file: &Path) -> io::Result<BTreeMap<NamespaceDigest, KnownNamespace>> {
+    let text = match fs::metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error),
+        Ok(found) if found.len() > FILE_BYTES_MAX => return Err(io::Error::other("it is too long to be ours")),
+        Ok(_) => fs::read_to_string(file)?,
+    };
+    let by_name: BTreeMap<String, KnownNamespace> = serde_json::from_str(&text)?;
+    let one = |(name, known): (String, KnownNamespace)| {
+        let digest = digest(&name).ok_or_else(|| io::Error::other(format!("`{name}` is no digest")))?;
+        Ok((digest, known))
+    };
+    by_name.into_iter().take(KNOWN_MAX).map(one).collect()
+}
+
+fn digest(name: &str) -> Option<NamespaceDigest> {
+    let mut bytes = [0; 32];
+    if name.len() != 2 * bytes.len() || !name.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(name.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(NamespaceDigest::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use kvd_proto::{Shard, UnitOrder};
+
+    use super::*;
+
+    fn view(namespace: u8, group: u16) -> ViewRequest {
+        ViewRequest {
+            namespace: NamespaceDigest::new([namespace; 32]),
+            model: "llama".into(),
+            group,
+            shard: Shard::whole(1, 1).expect("a shard"),
+            payload_bytes: 4096,
+            unit_bytes: 4096,
+            units: 1,
+            unit_order: UnitOrder::Opaque,
+            block_tokens: 16,
+            token_ids: false,
+            hash_bytes: 32,
+            prefill_tokens_per_second: 0.0,
+        }
+    }
+
+    fn written(namespaces: &mut Namespaces) {
+        namespaces.writer.take().expect("something was to be written").join().expect("no panic");
+    }
+
+    #[test]
+    fn what_was_opened_is_known_after_a_restart() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut namespaces = Namespaces::load(folder.path());
+        namespaces.note(&view(1, 0));
+        written(&mut namespaces);
+        namespaces.note(&view(1, 0));
+        assert!(namespaces.writer.is_none(), "nothing changed, nothing is written");
+        namespaces.note(&view(1, 3));
+        written(&mut namespaces);
+        let again = Namespaces::load(folder.path());
+        assert_eq!(again.known, namespaces.known);
+        let (digest, known) = again.iter().next().expect("it is known");
+        assert_eq!((digest, known.groups.as_slice()), (&NamespaceDigest::new([1; 32]), [0, 3].as_slice()));
+    }
+
+    #[test]
+    fn a_broken_file_costs_names_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for text in ["", "{", "{\"00\": {\"model\": \"\", \"block_tokens\": 1, \"groups\": []}}"] {
+            fs::write(folder.path().join("namespaces.json"), text).expect("written");
+            assert_eq!(Namespaces::load(folder.path()).iter().count(), 0);
+        }
+    }
+
+    #[test]
+    fn they_are_bounded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut namespaces = Namespaces::load(folder.path());
+        for group in 0..100 {
+            namespaces.note(&view(1, group));
+        }
+        assert_eq!(namespaces.iter().next().expect("known").1.groups.len(), GROUPS_MAX);
+    }
+}

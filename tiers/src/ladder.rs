@@ -29,6 +29,7 @@ mod dram_space;
 mod evict;
 mod extents;
 mod finish;
+mod floor;
 mod gate;
 mod ghosts;
 mod guards;

@@ -122,6 +122,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let used = node.resident() || filling || landing || !node.leaf() || node.holds > 0 || node.has(flag::CUT);
         assert!(used, "{id:?} is kept for something");
         assert!(!node.has(flag::PINNED) || node.resident(), "{id:?} is pinned and resident");
+        assert!(
+            !node.has(flag::KEPT) || node.has(flag::DRAM_READY) && node.owner != NO_OWNER,
+            "{id:?} is kept for its owner"
+        );
     }
 
     fn children(&self, id: NodeId) -> impl Iterator<Item = NodeId> {

@@ -30,7 +30,8 @@ pub struct LadderConfig {
     pub lease_bytes_max: u64,
     /// A match lease that nobody used for so long is given up.
     pub lease_idle: Duration,
-    /// Bytes of the arena that other instances cannot take from an instance.
+    /// Bytes of the arena that other instances cannot take from an instance; less where there are so many instances that this
+    /// would be more than half of the arena.
     pub floor_bytes: u64,
     /// Blocks that are whole but wait for an ancestor.
     pub orphans_max: u32,

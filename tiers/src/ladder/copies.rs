@@ -56,6 +56,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let slot_bytes = self.dram.slot_bytes(slot);
         if owner != NO_OWNER {
             self.instances.get_mut(owner).dram_bytes += u64::from(slot_bytes);
+            self.floor_was_passed(owner, slot_bytes);
         }
         let entry = self.entry(id, SlotState::Filling);
         vacant.fill(&mut self.table, &entry)
@@ -76,7 +77,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     fn disown(&mut self, id: NodeId, slot: SlotId) {
-        let owner = std::mem::replace(&mut self.nodes[id].owner, NO_OWNER);
+        let node = &mut self.nodes[id];
+        let (owner, kept) = (std::mem::replace(&mut node.owner, NO_OWNER), node.has(flag::KEPT));
+        node.clear(flag::KEPT);
+        if kept {
+            self.instances.get_mut(owner).kept.lost_one();
+        }
         if owner != NO_OWNER {
             self.instances.get_mut(owner).dram_bytes -= u64::from(self.dram.slot_bytes(slot));
         }
@@ -288,7 +294,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub(super) fn may_fall_from_dram(&self, id: NodeId) -> bool {
         let node = &self.nodes[id];
         node.has(flag::DRAM_READY)
-            && !node.has(flag::PINNED)
+            && !node.any(flag::PINNED | flag::KEPT)
             && (cfg!(kvd_bug = "inner_block_falls")
                 || node.dram_children == 0 && (node.has(flag::NVME_READY) || node.leaf()))
     }

@@ -11,8 +11,10 @@ use crate::policy::{Access, Policy, Rank, Space};
 
 /// Victims that one request may need: a slot needs one; more only while a drain takes what falls.
 const VICTIMS_MAX: u32 = 16;
-/// Blocks that are passed over in search of one victim, because someone holds them or a floor keeps them.
+/// Blocks that are passed over in search of one victim, because someone holds them.
 const PASSED_MAX: u32 = 64;
+/// Blocks that a floor is found to keep in one search; the next does not meet them again.
+const KEPT_MAX: u32 = 1024;
 
 /// Who wants space and what for.
 pub(super) struct Ask<'a> {
@@ -44,36 +46,28 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// The block of the class that falls next, as far as `owner` may take it.
     fn dram_victim(&mut self, class: u16, owner: u8) -> Option<NodeId> {
-        let mut spared = Vec::new();
-        let mut found = None;
-        for _ in 0..PASSED_MAX {
-            let Some(id) = self.choose(Space::Dram, class) else { break };
+        let (mut passed, mut kept) = (0, 0);
+        while passed < PASSED_MAX && kept < KEPT_MAX {
+            let Some(id) = self.choose(Space::Dram, class) else {
+                // Before it gets nothing, an instance gives what its own floor keeps.
+                if owner != NO_OWNER && self.unkeep_one(owner) {
+                    passed += 1;
+                    continue;
+                }
+                return None;
+            };
             if self.nodes[id].holds > 0 || self.dram_slot(id).is_some_and(|slot| self.pins.held(slot)) {
                 // It comes back to the order when the last hold or pin goes.
                 self.unqueue(id, Space::Dram);
+                passed += 1;
             } else if self.floor_keeps(id, owner) {
-                self.unqueue(id, Space::Dram);
-                spared.push(id);
+                self.keep(id);
+                kept += 1;
             } else {
-                found = Some(id);
-                break;
+                return Some(id);
             }
         }
-        for id in spared {
-            self.enqueue(id, Space::Dram);
-        }
-        found
-    }
-
-    /// The block belongs to a living instance that is at its floor, and someone else wants its space.
-    pub(super) fn floor_keeps(&self, id: NodeId, wanted_by: u8) -> bool {
-        let owner = self.nodes[id].owner;
-        if owner == NO_OWNER || owner == wanted_by {
-            return false;
-        }
-        let instance = self.instances.get(owner);
-        let slot_bytes = u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes);
-        instance.clients != 0 && instance.dram_bytes < self.config.floor_bytes + slot_bytes
+        None
     }
 
     /// The first of the class that the policy would let fall.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use kvd_proto::{BlockHash, BlockKey, GroupKey, InstanceId, NamespaceDigest, SHARD_BYTES, Shard};
 
+use super::floor::Kept;
 use super::moves::JoinError;
 use super::nodes::Node;
 use crate::ids::{ClientSlot, SEGMENT_BYTES, SLOT_BYTES_MIN, SlotEntry, TenantId, ViewId};
@@ -277,6 +278,8 @@ pub(super) struct Instance {
     pub(super) lease_bytes: u64,
     /// Bytes of the arena that it brought in.
     pub(super) dram_bytes: u64,
+    /// Of those, what its floor keeps out of the order of eviction.
+    pub(super) kept: Kept,
 }
 
 /// Engine instances and the client processes that joined as them.
@@ -297,7 +300,7 @@ impl Instances {
         let number = match known {
             Some(number) => number,
             None => {
-                let fresh = Instance { id, tenant, clients: 0, lease_bytes: 0, dram_bytes: 0 };
+                let fresh = Instance { id, tenant, clients: 0, lease_bytes: 0, dram_bytes: 0, kept: Kept::default() };
                 if self.instances.len() < usize::from(self.max) {
                     self.instances.push(fresh);
                     self.instances.len() - 1
@@ -308,7 +311,8 @@ impl Instances {
                         .map(|(number, old)| (number, old.dram_bytes))
                         .min_by_key(|(_, bytes)| *bytes)
                         .ok_or(JoinError::Instances)?;
-                    self.instances[number] = Instance { dram_bytes, ..fresh };
+                    let kept = std::mem::take(&mut self.instances[number].kept);
+                    self.instances[number] = Instance { dram_bytes, kept, ..fresh };
                     number
                 }
             }
@@ -334,6 +338,10 @@ impl Instances {
 
     pub(super) fn get_mut(&mut self, number: u8) -> &mut Instance {
         &mut self.instances[usize::from(number)]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.instances.len()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Instance> {

@@ -56,6 +56,8 @@ pub(super) mod flag {
     pub(in super::super) const CUT: u16 = 1 << 9;
     /// It was cut loose from its ancestors, or purged while it was filled: it cannot be reached again.
     pub(in super::super) const LOOSE: u16 = 1 << 10;
+    /// Its copy in the arena is out of the order of eviction: the floor of its owner keeps it.
+    pub(in super::super) const KEPT: u16 = 1 << 11;
 }
 
 /// One record of one block, or the place of one that others hang on.

@@ -39,6 +39,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub fn evict(&mut self, key: &BlockKey, tier: Option<Tier>, now: Time) -> u32 {
         let mut count = 0;
         for id in self.records(key) {
+            self.unkeep(id);
             let node = &self.nodes[id];
             let falls = match tier {
                 None => node.resident(),

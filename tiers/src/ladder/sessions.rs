@@ -28,6 +28,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
         self.instances.leave(client);
         self.instances.join(client, instance, tenant)?;
+        self.floors_changed();
         self.work_some(now);
         Ok(())
     }
@@ -44,6 +45,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// for clients of an earlier epoch that never came back.
     pub fn client_died(&mut self, client: ClientSlot, now: Time) {
         self.instances.leave(client);
+        self.floors_changed();
         if !cfg!(kvd_bug = "dead_client_kept") {
             self.work.reap(client);
         }

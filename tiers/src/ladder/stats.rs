@@ -224,6 +224,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             + self.nvme.memory_bytes()
             + self.ghosts.memory_bytes()
             + self.leases.memory_bytes()
+            + self.instances.iter().map(|instance| instance.kept.memory_bytes()).sum::<usize>()
             + self.spills.capacity() * size_of::<(super::nodes::NodeId, u32)>()
             + self.orphans.capacity() * size_of::<(Time, super::nodes::NodeId, u32)>()
     }

@@ -33,6 +33,10 @@ pub(super) struct Work {
     /// Clients of which slots of earlier epochs are freed, and where that stands.
     pub(super) unfencing: u64,
     pub(super) unfence_at: u32,
+    /// What each living instance keeps of the arena at least, in bytes.
+    pub(super) floor_bytes: u64,
+    /// What floors keep goes back to the order of eviction.
+    pub(super) unkeeping: bool,
     /// Segments that lost their bytes, and how far each is swept; at most one entry per lost segment.
     pub(super) losing: VecDeque<(SegmentId, u32)>,
     /// When memory for a segment is asked for again, after there was none.
@@ -117,6 +121,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         steps = self.work_cuts(steps);
         steps = self.work_reap(steps);
         steps = self.work_unfence(steps);
+        steps = self.work_unkeep(steps);
         steps = self.work_lost(steps);
         steps = self.work_purge(steps);
         steps = self.work_segment_drain(steps);
@@ -190,6 +195,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.cascade_open()
             || self.work.reaping != 0
             || self.work.unfencing != 0
+            || self.work.unkeeping
             || !self.work.losing.is_empty()
             || !self.work.purges.is_empty() && !self.purge_waits()
             || self.dram.draining().is_some()

@@ -105,20 +105,43 @@ fn slots_of_the_last_epoch_are_fenced_until_their_clients_let_go() {
 
 #[test]
 fn a_floor_keeps_an_instance_from_being_flushed() {
-    let mut world = World::new(LadderConfig { floor_bytes: u64::from(SLOT) * 3, ..config(1, &[]) });
+    let mut world = World::new(LadderConfig { floor_bytes: u64::from(SLOT) * 2, ..config(1, &[]) });
     let (quiet, loud) = (world.open(0, &small()), world.open(1, &small()));
-    let kept = chain(1, 3);
+    let kept = chain(1, 2);
     world.store(0, quiet, &kept);
     for salt in 2..20 {
         world.store(1, loud, &chain(salt, 4));
     }
-    assert_eq!(world.matched(0, quiet, &kept, false).blocks, 3);
+    assert_eq!(world.matched(0, quiet, &kept, false).blocks, 2);
     world.ladder.client_died(client(0), world.now);
     for salt in 20..30 {
         world.store(1, loud, &chain(salt, 4));
     }
     let view = world.open(2, &small());
     assert_eq!(world.matched(2, view, &kept, false).blocks, 0, "the floor ends with the instance");
+}
+
+/// What a floor keeps is the coldest there is: it must not stand before what may fall.
+#[test]
+fn floors_do_not_starve_the_others() {
+    let (few, slots) = (SLOT / 16, 16 * 7);
+    let quiet_kind = kind(1, 0..8, few);
+    let mut world = World::new(LadderConfig { floor_bytes: 8 << 20, ..config(2, &[]) });
+    let (quiet, loud) = (world.open(0, &quiet_kind), world.open(1, &quiet_kind));
+    let kept = chain(1, 120);
+    assert_eq!(world.store(0, quiet, &kept), 120);
+    let mut stored = 0;
+    for salt in 2..40 {
+        stored += world.store(1, loud, &chain(salt, 10));
+    }
+    assert_eq!(stored, 380, "with {slots} slots and more of its own, none is refused");
+    let found = world.matched(0, quiet, &kept, false).blocks;
+    let floor_blocks = (8 << 20) / few;
+    assert!(found >= floor_blocks.min(120) - 1, "{found} of {floor_blocks}");
+    // The quiet one grows: what it kept is its own to replace.
+    let more = chain(99, 100);
+    assert_eq!(world.store(0, quiet, &more), 100);
+    assert_eq!(world.matched(0, quiet, &more, false).blocks, 100);
 }
 
 #[test]

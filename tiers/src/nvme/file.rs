@@ -46,22 +46,36 @@ pub struct PreparedFile {
     pub lock: OfdLock,
     /// Bytes that the file or block device has.
     pub bytes: u64,
-    /// Sizes that a fresh device gets.
+    /// Sizes that the device gets if it has to be formatted.
     pub geometry: Geometry,
+    /// Sizes that the capacity asked for.
+    pub wanted: Geometry,
 }
 
-/// Opens `path` (made if need be, unless it is a block device), takes its lock and reserves the space of a device of at most
-/// `capacity` bytes. Never waits, never makes a file shorter, changes no content.
+/// Opens `path` (made if need be, unless it is a block device) and takes its lock. A fresh file gets the space of a device of
+/// at most `capacity` bytes; one that is there keeps its size, whosever it is. Never waits, changes no content.
 pub fn prepare(path: &Path, capacity: u64) -> Result<PreparedFile, FileError> {
     let at = || path.to_owned();
     let failed = |source| FileError::Io { path: at(), source };
-    let geometry = Geometry::fit(capacity).map_err(|source| FileError::Geometry { path: at(), source })?;
+    let fit = |bytes| Geometry::fit(bytes).map_err(|source| FileError::Geometry { path: at(), source });
+    let wanted = fit(capacity)?;
     let file = IoFile::open(path, FileOptions { create: true, direct: true }).map_err(failed)?;
     let lock = OfdLock::try_lock(file.as_fd()).map_err(failed)?.ok_or_else(|| FileError::Locked { path: at() })?;
     let before = file.bytes().map_err(failed)?;
-    file.preallocate(before.max(geometry.end())).map_err(failed)?;
+    let geometry = match before {
+        0 => {
+            file.preallocate(wanted.end()).map_err(failed)?;
+            wanted
+        }
+        _ if before < wanted.end() => fit(before)?,
+        // Space that a file was given without being written is made sure of.
+        _ => {
+            file.preallocate(before).map_err(failed)?;
+            wanted
+        }
+    };
     let bytes = file.bytes().map_err(failed)?;
-    Ok(PreparedFile { file: Arc::new(file), lock, bytes, geometry })
+    Ok(PreparedFile { file: Arc::new(file), lock, bytes, geometry, wanted })
 }
 
 #[cfg(test)]
@@ -75,10 +89,24 @@ mod tests {
         let first = prepare(&path, 72 << 20).unwrap();
         assert_eq!(first.bytes, first.geometry.end());
         assert!(matches!(prepare(&path, 72 << 20), Err(FileError::Locked { .. })));
+        let first_bytes = first.bytes;
         drop(first);
         let again = prepare(&path, 72 << 20).unwrap();
         assert_eq!(again.bytes, again.geometry.end());
         assert!(matches!(prepare(&path, 1 << 20), Err(FileError::Geometry { .. })));
         assert!(matches!(prepare(folder.path(), 72 << 20), Err(FileError::Io { .. })));
+        drop(again);
+        let grown = prepare(&path, 720 << 20).unwrap();
+        assert_eq!((grown.bytes, grown.geometry.zones()), (first_bytes, 1), "it keeps its size");
+        assert!(grown.wanted.zones() > 1);
+    }
+
+    #[test]
+    fn somebody_elses_file_is_not_grown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notes");
+        std::fs::write(&path, "not yours").unwrap();
+        assert!(matches!(prepare(&path, 72 << 20), Err(FileError::Geometry { .. })));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 9);
     }
 }

@@ -122,6 +122,8 @@ pub struct Tiers {
 pub struct Dram {
     /// Bytes for blocks.
     pub capacity: Size,
+    /// Bytes that other instances cannot take from an engine instance.
+    pub floor: Size,
     /// Folder of the arena.
     pub path: PathBuf,
     /// Fault all memory in at start.

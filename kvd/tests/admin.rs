@@ -127,8 +127,7 @@ impl Served {
         let log = kvd::telemetry::Telemetry::detached();
         let script = Script::default();
         let counters = Arc::default();
-        let facts =
-            MetricsFacts { version: "1".into(), epoch: 7, dram_capacity_bytes: 1, nvme_capacity_bytes: 1, devices: 1 };
+        let facts = MetricsFacts { version: "1".into(), epoch: 7, devices: vec!["/mnt/nvme0".into()] };
         let metrics = Arc::new(Metrics::new(Arc::clone(&counters), facts));
         let live = Arc::new(LiveConfig::new(sources, loaded, Vec::new(), log));
         let service = AdminService::new(script.clone(), Arc::clone(&counters), metrics, live);

@@ -176,13 +176,9 @@ fn not_bound(error: BindError) -> Failure {
 
 fn facts(config: &Config, epoch: u64) -> MetricsFacts {
     let nvme = &config.tiers.nvme;
-    MetricsFacts {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        epoch,
-        dram_capacity_bytes: config.tiers.dram.capacity.0,
-        nvme_capacity_bytes: if nvme.enabled { nvme.capacity.0 } else { 0 },
-        devices: if nvme.enabled { u8::try_from(nvme.paths.len()).unwrap_or(u8::MAX) } else { 0 },
-    }
+    let paths: &[_] = if nvme.enabled { &nvme.paths } else { &[] };
+    let devices = paths.iter().map(|path| path.display().to_string()).collect();
+    MetricsFacts { version: env!("CARGO_PKG_VERSION").to_owned(), epoch, devices }
 }
 
 /// Waits for the signal that stops the daemon; SIGHUP reloads.

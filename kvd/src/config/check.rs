@@ -113,12 +113,35 @@ impl Checker<'_> {
                 );
             }
         }
+        if !config.session.allowed_uids.is_empty()
+            && let Some(folder) = config.socket.parent()
+            && self.keeps_others_out(folder)
+        {
+            let message = format!(
+                "users {:?} may use the socket, but its folder {} lets nobody in but its owner",
+                config.session.allowed_uids,
+                folder.display()
+            );
+            self.warn(
+                "socket",
+                message,
+                "put `socket` into a folder that they may enter, such as /run/kvd with mode 0755",
+            );
+        }
         if config.socket == config.admin.socket {
             self.refuse(
                 "admin.socket",
                 "the same path as `socket`".into(),
                 "leave admin.socket out: it is then the value of `socket` followed by .admin",
             );
+        }
+    }
+
+    /// Whether users other than its owner cannot reach what is in a folder. One that is missing is made with mode 0700.
+    fn keeps_others_out(&self, folder: &Path) -> bool {
+        match self.machine.entry(folder) {
+            Ok(Some(entry)) => entry.mode & 0o001 == 0,
+            Ok(None) | Err(_) => true,
         }
     }
 

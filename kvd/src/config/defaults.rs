@@ -78,7 +78,12 @@ pub(super) fn fill(file: File, machine: &dyn Machine) -> Config {
         },
         telemetry: Telemetry { otlp: Otlp { endpoint: file.telemetry.otlp.endpoint } },
         tiers: Tiers {
-            dram: Dram { capacity, path: dram_path, prefault: file.tiers.dram.prefault.unwrap_or(false) },
+            dram: Dram {
+                capacity,
+                floor: file.tiers.dram.floor.unwrap_or(Size(capacity.0 / 16)),
+                path: dram_path,
+                prefault: file.tiers.dram.prefault.unwrap_or(false),
+            },
             nvme: Nvme {
                 enabled: file.tiers.nvme.enabled.unwrap_or(true),
                 paths: nvme_paths,

@@ -101,6 +101,9 @@ pub(super) struct DramFile {
     /// Bytes of memory for blocks; rounded down to whole segments of 64 MiB.
     #[schemars(extend("x-default" = "1/8 of memory, at most 4GiB, less where its file system is smaller", "x-example" = "\"64GiB\""))]
     pub(super) capacity: Option<Size>,
+    /// Bytes that the other engine instances cannot take from an instance, so that one cannot flush the rest; less where there are so many instances that this would be more than half of the memory.
+    #[schemars(extend("x-default" = "1/16 of tiers.dram.capacity", "x-example" = "\"4GiB\""))]
+    pub(super) floor: Option<Size>,
     /// Folder of the arena's files, on tmpfs or hugetlbfs. What is in it outlives the process and is adopted by the next one.
     #[schemars(extend("x-default" = "/dev/shm/kvd-<id of data_dir>, or data_dir/arena where /dev/shm has no room", "x-example" = "\"/dev/shm/kvd\""))]
     pub(super) path: Option<PathBuf>,

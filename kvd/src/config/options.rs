@@ -59,6 +59,7 @@ impl Config {
             dram: DramOptions {
                 path: self.tiers.dram.path.clone(),
                 capacity_bytes: self.tiers.dram.capacity.0,
+                floor_bytes: self.tiers.dram.floor.0,
                 prefault: self.tiers.dram.prefault,
             },
             nvme: nvme.enabled.then(|| NvmeOptions {

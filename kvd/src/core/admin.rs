@@ -245,6 +245,19 @@ pub enum DeviceState {
 }
 
 impl DeviceState {
+    /// Every state, in the order of their codes.
+    pub const ALL: [Self; 3] = [Self::Ok, Self::ReadOnly, Self::Failed];
+
+    /// The number that stands for it in a gauge.
+    pub const fn code(self) -> u64 {
+        self as u64
+    }
+
+    /// The state of a gauge's number.
+    pub fn of_code(code: u64) -> Self {
+        Self::ALL.into_iter().find(|state| state.code() == code).unwrap_or(Self::Failed)
+    }
+
     /// Its name in JSON and tables.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kvd_proto::{BlockHash, BlockKey, GroupKey, MissReason, NamespaceDigest, Tier, Time};
-use kvd_tiers::ladder::{ExplainedRecord, Purge, Stats, namespace_prefix};
+use kvd_tiers::ladder::{DeviceStats, ExplainedRecord, Purge, Stats, namespace_prefix};
 
 use crate::core::admin::{
     AdminCommand, AdminError, AdminReply, ChangedReply, CopyReply, DeviceReply, DeviceState, ExplainReply, LeaseReply,
@@ -11,7 +11,7 @@ use crate::core::admin::{
 };
 use crate::core::clock;
 use crate::core::namespaces::KnownNamespace;
-use crate::core::state::Core;
+use crate::core::state::{Core, DeviceLink};
 
 /// Commands in one turn; each is bounded work.
 const COMMANDS_PER_TURN: usize = 4;
@@ -124,18 +124,13 @@ impl Core {
 
     fn device_replies(&self) -> Vec<DeviceReply> {
         let stats = self.ladder.stats();
-        let one = |(link, found): (&super::state::DeviceLink, &kvd_tiers::ladder::DeviceStats)| {
+        let one = |(link, found): (&DeviceLink, &DeviceStats)| {
             let counters = self.counters.device(found.device.0);
-            let state = match (found.readable, found.writable) {
-                (true, true) => link.health.state(),
-                (true, false) => DeviceState::ReadOnly,
-                (false, _) => DeviceState::Failed,
-            };
             DeviceReply {
                 device: found.device.0,
                 path: link.path.clone(),
                 io: link.io,
-                state,
+                state: state_of(link, found),
                 capacity_bytes: link.capacity_bytes,
                 queued: counters.queued.get() as u32,
                 read_bytes: counters.read_bytes.get(),
@@ -348,6 +343,11 @@ impl Core {
         counters.blocks.set(self.blocks(None));
         counters.dram_used_bytes.set(stats.dram_bytes_used);
         counters.nvme_used_bytes.set(stats.devices.iter().map(|device| device.bytes_used).sum());
+        counters.dram_capacity_bytes.set(u64::from(stats.segments) * u64::from(kvd_tiers::SEGMENT_BYTES));
+        counters.nvme_capacity_bytes.set(self.devices.iter().map(|device| device.capacity_bytes).sum());
+        for (link, found) in self.devices.iter().zip(&stats.devices) {
+            counters.device(found.device.0).state.set(state_of(link, found).code());
+        }
         counters.dram_evicted.set(stats.counters.dram_evictions);
         counters.nvme_evicted.set(stats.counters.nvme_evictions);
         // Those that changed while the last ones were being written.
@@ -357,6 +357,14 @@ impl Core {
 
 /// Between two looks at the gauges: a scrape interval is far longer.
 const GAUGES_EVERY: std::time::Duration = std::time::Duration::from_millis(500);
+
+fn state_of(link: &DeviceLink, found: &DeviceStats) -> DeviceState {
+    match (found.readable, found.writable) {
+        (true, true) => link.health.state(),
+        (true, false) => DeviceState::ReadOnly,
+        (false, _) => DeviceState::Failed,
+    }
+}
 
 /// Records that only DRAM holds.
 fn dram_only(stats: &Stats) -> u64 {

@@ -54,6 +54,8 @@ pub struct DramOptions {
     pub path: PathBuf,
     /// Bytes; rounded down to whole segments of 64 MiB.
     pub capacity_bytes: u64,
+    /// Bytes that other instances cannot take from an engine instance.
+    pub floor_bytes: u64,
     /// Whether all pages are taken at start.
     pub prefault: bool,
 }

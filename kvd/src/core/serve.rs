@@ -377,6 +377,7 @@ impl Begun<'_> {
         LadderConfig {
             lease_bytes_max: self.options.lease_bytes_max,
             lease_idle: self.options.lease_idle,
+            floor_bytes: self.options.dram.floor_bytes,
             gate: self.options.gate_enabled,
             ..LadderConfig::new(segments, zones.iter().map(|&zones| DeviceConfig { zones }).collect())
         }

@@ -120,6 +120,8 @@ pub struct DeviceCounters {
     pub write_errors: Count,
     /// Gauge: moves queued or under way.
     pub queued: Count,
+    /// Gauge: the code of its state.
+    pub state: Count,
     /// From command to outcome.
     pub latency: Latency,
 }
@@ -171,6 +173,10 @@ pub struct Counters {
     pub blocks: Count,
     /// Gauge: bytes of DRAM slots in use.
     pub dram_used_bytes: Count,
+    /// Gauge: bytes that DRAM may hold.
+    pub dram_capacity_bytes: Count,
+    /// Gauge: bytes that NVMe may hold, over all devices.
+    pub nvme_capacity_bytes: Count,
     /// Gauge: bytes of NVMe slots in use.
     pub nvme_used_bytes: Count,
     /// Evictions from DRAM.

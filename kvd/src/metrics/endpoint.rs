@@ -88,8 +88,7 @@ mod tests {
     async fn scrapes_are_answered_and_nothing_else_is() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("an address");
-        let facts =
-            MetricsFacts { version: "1".into(), epoch: 1, dram_capacity_bytes: 1, nvme_capacity_bytes: 1, devices: 0 };
+        let facts = MetricsFacts { version: "1".into(), epoch: 1, devices: Vec::new() };
         let metrics = Arc::new(Metrics::new(Arc::default(), facts));
         let server = tokio::spawn(serve_http(listener, metrics));
         let scrape = ask(address, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;

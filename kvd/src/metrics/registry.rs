@@ -13,6 +13,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::counters::{Counters, Edge, LATENCY_BOUNDS_NANOS, Latency};
+use crate::core::admin::DeviceState;
 
 /// What does not change while the daemon runs.
 #[derive(Clone, Debug)]
@@ -21,12 +22,8 @@ pub struct MetricsFacts {
     pub version: String,
     /// The number of this start.
     pub epoch: u64,
-    /// Bytes that DRAM may hold.
-    pub dram_capacity_bytes: u64,
-    /// Bytes that NVMe may hold, over all devices.
-    pub nvme_capacity_bytes: u64,
-    /// Devices, 0 to 16.
-    pub devices: u8,
+    /// Files of the devices, at most 16.
+    pub devices: Vec<String>,
 }
 
 /// The registry over the daemon's counters.
@@ -202,11 +199,15 @@ impl Counted {
             "Bytes moved, by edge",
             Edge::ALL.map(|e| (edge(e.labels()), c.moved(e).get())),
         )?;
-        out.gauge("kvd_blocks", "Blocks known", one(c.blocks.get()))?;
-        out.gauge("kvd_records", "Records known", one(c.records.get()))?;
+        out.gauge(
+            "kvd_blocks",
+            "Blocks that are here: of each group the records of the shard that has the most",
+            one(c.blocks.get()),
+        )?;
+        out.gauge("kvd_records", "Records that are here", one(c.records.get()))?;
         let used = [(Tier::Dram, c.dram_used_bytes.get()), (Tier::Nvme, c.nvme_used_bytes.get())];
         out.gauge_bytes("kvd_tier_used", "Bytes of slots in use", used.map(|(t, bytes)| ([tier(t)], bytes)))?;
-        let capacity = [(Tier::Dram, self.facts.dram_capacity_bytes), (Tier::Nvme, self.facts.nvme_capacity_bytes)];
+        let capacity = [(Tier::Dram, c.dram_capacity_bytes.get()), (Tier::Nvme, c.nvme_capacity_bytes.get())];
         out.gauge_bytes(
             "kvd_tier_capacity",
             "Bytes that the tier may hold",
@@ -254,7 +255,17 @@ impl Counted {
 
     fn devices(&self, out: &mut Families<'_>) -> fmt::Result {
         let c = &self.counters;
-        let devices = || (0..self.facts.devices).map(|device| (("device", device.to_string()), c.device(device)));
+        let paths = || (0..).zip(&self.facts.devices);
+        let devices = || paths().map(|(device, _)| (("device", device.to_string()), c.device(device)));
+        let states = paths().flat_map(|(device, path)| {
+            let now = DeviceState::of_code(c.device(device).state.get());
+            DeviceState::ALL.map(move |state| {
+                let labels =
+                    [("device", device.to_string()), ("path", path.clone()), ("state", state.as_str().to_owned())];
+                (labels, u64::from(state == now))
+            })
+        });
+        out.gauge("kvd_device_state", "1 for the state that the device is in, 0 for the others", states)?;
         let kind = |kind: &str| ("kind", kind.to_owned());
         out.counter_bytes(
             "kvd_device_read",
@@ -294,8 +305,7 @@ impl Collector for Counted {
 
 /// docs/metrics.md, from the registry.
 pub fn reference_markdown() -> String {
-    let facts =
-        MetricsFacts { version: String::new(), epoch: 0, dram_capacity_bytes: 0, nvme_capacity_bytes: 0, devices: 1 };
+    let facts = MetricsFacts { version: String::new(), epoch: 0, devices: vec![String::new()] };
     let scrape = Metrics::new(Arc::default(), facts).text();
     let mut text = String::from(
         "# Metrics\n\nServed at `/metrics` of `metrics.listen`, and printed by `kvd status --metrics`. Every series stands from the start with its zero.\n\
@@ -334,13 +344,7 @@ mod tests {
 
     fn fresh() -> (Arc<Counters>, Metrics) {
         let counters = Arc::new(Counters::default());
-        let facts = MetricsFacts {
-            version: "1.2.3".into(),
-            epoch: 7,
-            dram_capacity_bytes: 1 << 30,
-            nvme_capacity_bytes: 0,
-            devices: 2,
-        };
+        let facts = MetricsFacts { version: "1.2.3".into(), epoch: 7, devices: vec!["/a".into(), "/b".into()] };
         (counters.clone(), Metrics::new(counters, facts))
     }
 
@@ -353,6 +357,7 @@ mod tests {
         }
         assert!(text.contains("kvd_build_info{version=\"1.2.3\",epoch=\"7\"} 1"), "{text}");
         assert!(text.contains("kvd_device_errors_total{device=\"1\",kind=\"write\"} 0"), "{text}");
+        assert!(text.contains("kvd_device_state{device=\"1\",path=\"/b\",state=\"ok\"} 1"), "{text}");
         assert!(text.ends_with("# EOF\n"));
     }
 

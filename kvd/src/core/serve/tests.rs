@@ -32,7 +32,12 @@ fn options(folder: &Path) -> ServeOptions {
         tenant: TenantOptions { name: "test".into(), key: TenantKey::new([3; 32]) },
         sessions_max: 8,
         allowed_uids: vec![],
-        dram: DramOptions { path: folder.join("dram"), capacity_bytes: 3 * (64 << 20), prefault: false },
+        dram: DramOptions {
+            path: folder.join("dram"),
+            capacity_bytes: 3 * (64 << 20),
+            floor_bytes: 0,
+            prefault: false,
+        },
         nvme: Some(NvmeOptions {
             paths: vec![folder.join("nvme")],
             capacity_bytes: 300 << 20,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kvd_client::ConnectError;
@@ -176,6 +177,26 @@ impl Node {
 
     pub(crate) fn table(&self) -> Bytes {
         Bytes::open(&self.scratch.dram().join("table"))
+    }
+
+    /// What `kvd fsck` says of the device while no daemon has it.
+    pub(crate) fn fsck(&self) -> serde_json::Value {
+        assert!(self.daemon.is_none());
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let mut kvd = Command::new(Daemon::program());
+            let ended = kvd.args(["fsck", "--json"]).arg(self.scratch.data().join("nvme.kvd")).output();
+            let ended = ended.expect("kvd can be started");
+            match ended.status.code() {
+                Some(0 | 6) => {
+                    let report: serde_json::Value = serde_json::from_slice(&ended.stdout).expect("kvd prints JSON");
+                    return report["devices"][0].clone();
+                }
+                // The kernel still drains a killed daemon's I/O.
+                Some(7) if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
+                code => panic!("kvd fsck ended with {code:?}: {}", String::from_utf8_lossy(&ended.stderr)),
+            }
+        }
     }
 
     pub(crate) fn raw_device(&self) -> Bytes {

@@ -1,6 +1,7 @@
 //! A daemon as its operator meets it: start, look, reload, a second one, stop.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -114,6 +115,38 @@ fn a_daemon_is_looked_at_reloaded_guarded_and_stopped() {
     assert_eq!(daemon.run(&["status"]).status.code(), Some(3));
     let fsck = daemon.run(&["fsck", "--json"]);
     assert_eq!((fsck.status.code(), &json(&fsck)["ok"]), (Some(0), &true.into()), "{fsck:?}");
+}
+
+#[test]
+fn fsck_tells_that_a_device_has_lost_its_directory() {
+    let mut daemon = Daemon::start("");
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.child.wait().expect("waited").code(), Some(0), "{}", daemon.log());
+    let whole = daemon.run(&["fsck", "--json"]);
+    assert_eq!(whole.status.code(), Some(0), "{whole:?}");
+    let path = json(&whole)["devices"][0]["path"].as_str().expect("a path").to_owned();
+    let device = std::fs::File::options().read(true).write(true).open(path).expect("the device's file");
+    // docs/formats/nvme.md: a byte of each copy of the superblock.
+    let flip = |at: u64| {
+        let mut byte = [0];
+        device.read_exact_at(&mut byte, at).expect("read");
+        device.write_all_at(&[byte[0] ^ 1], at).expect("written");
+    };
+    flip(100);
+    assert_eq!(daemon.run(&["fsck"]).status.code(), Some(0), "there is a second copy");
+    flip(65536 + 100);
+    let lost = daemon.run(&["fsck", "--json"]);
+    assert_eq!(lost.status.code(), Some(6), "{lost:?}");
+    let report = json(&lost);
+    assert_eq!((&report["ok"], &report["devices"][0]["directory_lost"]), (&false.into(), &true.into()), "{report}");
+    let told = daemon.run(&["fsck"]);
+    assert_eq!(told.status.code(), Some(6), "{told:?}");
+    let text = String::from_utf8_lossy(&told.stdout).into_owned();
+    for words in ["DAMAGED: both copies of its superblock are damaged", "lost", "formats it anew", "remedy: "] {
+        assert!(text.contains(words), "`{words}` is missing: {text}");
+    }
+    flip(100);
+    assert_eq!(daemon.run(&["fsck"]).status.code(), Some(0), "put back, and nothing was written");
 }
 
 #[test]

@@ -37,6 +37,8 @@ struct Checked {
     error: Option<String>,
     /// Why the next daemon would begin anew on it.
     unformatted: Option<&'static str>,
+    /// It had a directory before, so what it held is lost.
+    directory_lost: bool,
     zones: u64,
     records: u64,
     bytes: u64,
@@ -111,9 +113,10 @@ fn checked(path: &Path, report: FsckReport) -> Checked {
     };
     Checked {
         path: path.to_owned(),
-        ok: report.bad_count == 0 && report.sectors_unreadable == 0,
+        ok: report.bad_count == 0 && report.sectors_unreadable == 0 && !report.directory_lost,
         error: None,
         unformatted: report.unformatted,
+        directory_lost: report.directory_lost,
         zones: report.zones,
         records: report.records,
         bytes: report.bytes,
@@ -128,6 +131,11 @@ fn text(device: &Checked) -> String {
     let mut text = format!("{}: ", device.path.display());
     match (&device.error, device.unformatted) {
         (Some(error), _) => text.push_str(&format!("cannot be used: {error}\n")),
+        (None, Some(why)) if device.directory_lost => text.push_str(&format!(
+            "DAMAGED: {why}; whatever it held is lost, and the next daemon formats it anew\n  \
+             remedy: look at the disk's health; then start kvd, whose engines compute and store the blocks again, or put \
+             a copy of the file back first\n"
+        )),
         (None, Some(why)) => text.push_str(&format!("holds no records ({why}); the next daemon formats it\n")),
         (None, None) => text.push_str(&format!(
             "{}; {} records in {} zones, {} read and verified, {} bad, {} sectors of the directory unreadable\n",

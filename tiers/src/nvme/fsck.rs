@@ -49,6 +49,8 @@ pub struct BadRecord {
 pub struct FsckReport {
     /// Why the device has no directory, if it has none: the next daemon formats it.
     pub unformatted: Option<&'static str>,
+    /// Whether it had one before: what it held is lost.
+    pub directory_lost: bool,
     /// Formatted zones.
     pub zones: u64,
     /// Records in the tables.
@@ -85,7 +87,7 @@ pub fn fsck<I: Io>(
         Scan::Known(known) => known,
         Scan::Format(why) => {
             let unformatted = Some(why.unwrap_or("it was never used"));
-            return Ok(FsckReport { unformatted, ..FsckReport::default() });
+            return Ok(FsckReport { unformatted, directory_lost: why.is_some(), ..FsckReport::default() });
         }
     };
     let report = FsckReport {

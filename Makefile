@@ -28,9 +28,11 @@ check: setup ## Quick set: unit, model and tidy tests (under two minutes once bu
 test: setup ## Everything that needs no GPU and no engine; skipped tests are listed with their reason
 	@deploy/run-tests.sh
 
-lint: ## Format and clippy, warnings are errors
+lint: setup ## Format and clippy, warnings are errors; licences and advisories where cargo-deny is installed
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
+	else echo "lint: cargo deny check was skipped; install it with: cargo install cargo-deny --locked"; fi
 
 demo: build ## Serve, replay a production trace, SIGKILL the daemon half way, show hits by tier
 	$(KVD) demo --block-bytes $(BLOCK_BYTES)
@@ -58,7 +60,5 @@ mutants: setup ## Mutate ladder, slot tables and recovery, see what the tests no
 	tests/mutants.py $(SHARD)
 
 bench: build ## The figures of this machine: match, copy, NVMe beside fio, memory and recovery
-	$(KVD) bench match
-	$(KVD) bench copy
-	$(KVD) bench nvme
-	$(KVD) bench recover
+	@status=0; for bench in match copy nvme recover; do \
+	echo "$(KVD) bench $$bench"; $(KVD) bench $$bench || status=$$?; done; exit $$status

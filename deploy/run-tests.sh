@@ -5,12 +5,18 @@ cd "$(dirname "$0")/.."
 
 KVD_SKIP_LIST=$(mktemp)
 export KVD_SKIP_LIST
-trap 'rm -f "$KVD_SKIP_LIST"' EXIT
+
+# Also after a test that failed: what was skipped is part of the result. The exit status stays that of cargo.
+finish() {
+  status=$?
+  if [ -s "$KVD_SKIP_LIST" ]; then
+    echo "Skipped:"
+    sort -u "$KVD_SKIP_LIST" | sed 's/^/  /' || true
+  fi
+  rm -f "$KVD_SKIP_LIST"
+  exit "$status"
+}
+trap finish EXIT
 
 cargo build --workspace --bins
 cargo test --workspace --no-fail-fast
-
-if [ -s "$KVD_SKIP_LIST" ]; then
-  echo "Skipped:"
-  sort -u "$KVD_SKIP_LIST" | sed 's/^/  /'
-fi

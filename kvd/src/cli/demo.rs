@@ -1,13 +1,20 @@
 //! `kvd demo`: what kvd is for, in one command. Serves with the defaults from a folder of its own, replays the built-in
 //! production trace as an engine, kills the daemon half way with SIGKILL, restarts it, and shows what survived.
 
-use std::path::Path;
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
+use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Output, table};
@@ -20,10 +27,14 @@ use crate::config::rough;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   kvd demo
-  kvd demo --block-bytes 4096 --limit-requests 2000";
+  kvd demo --block-bytes 4096 --limit-requests 2000
+
+SIGINT (Ctrl-C) and SIGTERM end it at once, with 130; nothing of it is left behind.";
 
 /// How long a daemon may take until it is ready.
 const READY_MAX: Duration = Duration::from_secs(60);
+/// How it ends when it was interrupted: what shells say of SIGINT.
+const INTERRUPTED: i32 = 130;
 
 /// `kvd demo`.
 #[derive(Clone, Debug, Args)]
@@ -56,28 +67,126 @@ impl Drop for Daemon {
     }
 }
 
-impl Daemon {
-    fn start(folder: &Path, dram: &Path) -> Result<Self, Failure> {
-        let log = std::fs::File::options().create(true).append(true).open(folder.join("kvd.log"))?;
+/// What must be gone when the demo ends.
+struct Props {
+    daemon: Option<Daemon>,
+    dram: TempDir,
+    folder: TempDir,
+}
+
+/// Where the demo plays: the daemon and its folders, gone with the value or with SIGINT and SIGTERM.
+struct Stage {
+    folder: PathBuf,
+    dram: PathBuf,
+    /// Guards the only owner of processes and folders; no other lock is held above it. A signal takes the owner out and
+    /// ends the process without ever giving the lock back, so nothing is made any more once it was cleared away.
+    props: Arc<Mutex<Option<Props>>>,
+}
+
+impl Stage {
+    /// Makes the folders.
+    fn set() -> Result<Self, Failure> {
+        let props = Arc::new(Mutex::new(None));
+        clear_on_signals(Arc::clone(&props))?;
+        let mut locked = lock(&props);
+        let folder = tempfile::Builder::new().prefix("kvd-demo-").tempdir()?;
+        let tmpfs = Path::new("/dev/shm");
+        let home = if tmpfs.is_dir() { tmpfs } else { folder.path() };
+        let dram = tempfile::Builder::new().prefix("kvd-demo-").tempdir_in(home)?;
+        let paths = (folder.path().to_owned(), dram.path().to_owned());
+        *locked = Some(Props { daemon: None, dram, folder });
+        drop(locked);
+        Ok(Self { folder: paths.0, dram: paths.1, props })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("kvd.sock")
+    }
+
+    fn with_daemon<T>(&self, act: impl FnOnce(&mut Option<Daemon>) -> T) -> T {
+        let mut props = lock(&self.props);
+        let props = props.as_mut().expect("taken with this value, or by a signal that keeps the lock");
+        act(&mut props.daemon)
+    }
+
+    /// Starts the daemon and waits until it serves.
+    fn start_daemon(&self) -> Result<(), Failure> {
+        let log = File::options().create(true).append(true).open(self.folder.join("kvd.log"))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve");
-        command.arg("--set").arg(format!("data_dir={}", folder.display()));
-        command.arg("--set").arg(format!("socket={}", folder.join("kvd.sock").display()));
-        command.arg("--set").arg(format!("tiers.dram.path={}", dram.display()));
+        command.arg("--set").arg(format!("data_dir={}", self.folder.display()));
+        command.arg("--set").arg(format!("socket={}", self.socket().display()));
+        command.arg("--set").arg(format!("tiers.dram.path={}", self.dram.display()));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let mut daemon = Self(command.spawn()?);
+        self.with_daemon(|daemon| command.spawn().map(|child| *daemon = Some(Daemon(child))))?;
         let until = Instant::now() + READY_MAX;
-        while std::os::unix::net::UnixStream::connect(folder.join("kvd.sock")).is_err() {
-            let ended = daemon.0.try_wait()?.is_some();
-            if ended || Instant::now() > until {
-                let said = std::fs::read_to_string(folder.join("kvd.log")).unwrap_or_default();
+        while UnixStream::connect(self.socket()).is_err() {
+            if self.daemon_ended()? || Instant::now() > until {
+                let said = std::fs::read_to_string(self.folder.join("kvd.log")).unwrap_or_default();
                 return Err(Failure::new(Exit::Failure, format!("the daemon did not come up:\n{said}"))
                     .remedy("`kvd doctor` says what is wrong with this machine"));
             }
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
-        Ok(daemon)
+        Ok(())
     }
+
+    fn daemon_ended(&self) -> io::Result<bool> {
+        self.with_daemon(|daemon| match daemon {
+            Some(daemon) => daemon.0.try_wait().map(|status| status.is_some()),
+            None => Ok(true),
+        })
+    }
+
+    /// SIGKILL.
+    fn kill_daemon(&self) {
+        self.with_daemon(|daemon| drop(daemon.take()));
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        clear(&mut lock(&self.props));
+    }
+}
+
+fn lock(props: &Mutex<Option<Props>>) -> MutexGuard<'_, Option<Props>> {
+    // What was left half done by a panic is a process or a folder that must go all the same.
+    props.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn clear(props: &mut Option<Props>) {
+    let Some(Props { daemon, dram, folder }) = props.take() else { return };
+    drop(daemon);
+    for folder in [dram, folder] {
+        let path = folder.path().to_owned();
+        if let Err(error) = folder.close() {
+            eprintln!("kvd: {} is left behind: {error}", path.display());
+        }
+    }
+}
+
+/// From now on SIGINT and SIGTERM clear the stage and end the process.
+fn clear_on_signals(props: Arc<Mutex<Option<Props>>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _within = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    let watch = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        let mut props = lock(&props);
+        clear(&mut props);
+        eprintln!("\nkvd: interrupted; the demo's daemon and its folders are gone");
+        std::process::exit(INTERRUPTED)
+    };
+    thread::Builder::new().name("kvd-signals".into()).spawn(watch)?;
+    Ok(())
 }
 
 /// Runs the demo.
@@ -86,14 +195,12 @@ impl Daemon {
 /// The daemon does not come up on this machine.
 pub fn run(args: &DemoArgs, output: Output) -> Outcome {
     let trace = Trace::open(None, args.limit_requests)?;
-    let folder = tempfile::Builder::new().prefix("kvd-demo-").tempdir()?;
-    let tmpfs = Path::new("/dev/shm");
-    let home = if tmpfs.is_dir() { tmpfs } else { folder.path() };
-    let dram = tempfile::Builder::new().prefix("kvd-demo-").tempdir_in(home)?;
-    let mut daemon = Daemon::start(folder.path(), dram.path())?;
-    eprintln!("kvd serves in {}; replaying {} requests", folder.path().display(), trace.requests.len());
+    let stage = Stage::set()?;
+    stage.start_daemon()?;
+    let (folder, dram) = (stage.folder.display(), stage.dram.display());
+    eprintln!("kvd serves in {folder} and {dram}; replaying {} requests", trace.requests.len());
     let options = PlayerOptions {
-        socket: folder.path().join("kvd.sock"),
+        socket: stage.socket(),
         block_bytes: args.block_bytes,
         number: 0,
         prefill_tokens_per_second: 0.0,
@@ -108,20 +215,17 @@ pub fn run(args: &DemoArgs, output: Output) -> Outcome {
     let (mut before, mut after) = (Tally::default(), Tally::default());
     let started = Instant::now();
     let mut killed = None;
-    let mut restart = Duration::ZERO;
     let first_epoch = player.epoch();
-    let ended = std::thread::scope(|scope| {
+    let restarted = thread::scope(|scope| {
         // The kill comes from the side, while the engine is in the middle of whatever it does then.
         let killer = scope.spawn(|| {
             // Relaxed: only a count, nothing is read under it.
             while played.load(Ordering::Relaxed) < half as u64 {
-                std::thread::sleep(Duration::from_micros(500));
+                thread::sleep(Duration::from_micros(500));
             }
-            drop(std::mem::replace(&mut daemon, Daemon(Command::new("true").spawn()?)));
+            stage.kill_daemon();
             let again = Instant::now();
-            daemon = Daemon::start(folder.path(), dram.path())?;
-            restart = again.elapsed();
-            Ok::<_, Failure>(())
+            stage.start_daemon().map(|()| again.elapsed())
         });
         for (index, request) in trace.requests.iter().enumerate() {
             let tally = if player.epoch() == first_epoch { &mut before } else { &mut after };
@@ -137,7 +241,7 @@ pub fn run(args: &DemoArgs, output: Output) -> Outcome {
         killer.join().expect("the killer does not panic")
     });
     bar.finish_and_clear();
-    ended?;
+    let restart = restarted?;
     let split = killed.unwrap_or_else(|| started.elapsed());
     let before_kill = before.report(split, 0.0);
     let after_kill = after.report(started.elapsed() - split, 0.0);

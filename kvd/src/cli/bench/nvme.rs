@@ -26,7 +26,9 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   kvd bench nvme --path /var/lib/kvd           a file of 2 GiB there, removed afterwards; some three minutes
   kvd bench nvme --loaded --json               with a thread spinning on every core, under fio too
-  kvd bench nvme --path /dev/nvme1n1 --yes     a whole device: what it holds is lost";
+  kvd bench nvme --path /dev/nvme1n1 --yes     a whole device: what it holds is lost
+
+Ends with 1, after the report, when a figure is not as required; without fio nothing is judged.";
 
 /// Bytes of an operation and operations at a time.
 const SHAPES: [(u32, u32); 3] = [(64 << 10, 32), (256 << 10, 16), (1 << 20, 8)];
@@ -172,7 +174,23 @@ pub(super) fn run(args: &NvmeArgs, output: Output) -> Outcome {
         load_average: load_average(),
     };
     output.show(&report, text)?;
-    Ok(Exit::Ok)
+    // Without fio there is nothing to judge by.
+    if report.within_required == Some(false) { Err(not_within(&report)) } else { Ok(Exit::Ok) }
+}
+
+fn not_within(report: &Report) -> Failure {
+    let required = report.required;
+    let outside = report.cases.iter().filter(|case| !within(case, required));
+    let outside: Vec<_> = outside.map(|case| format!("{} {} KiB", case.op, case.block_bytes >> 10)).collect();
+    let most = |seconds: Option<f64>| seconds.map_or_else(String::new, |most| format!(" in at most {most} CPU s/GB"));
+    let (raw, record) = (most(required.raw_cpu_seconds_per_gb), most(required.record_cpu_seconds_per_gb));
+    failed(format!(
+        "not as required: {}; of fio's speed, raw must reach {}{raw}, records {}{record}",
+        outside.join(", "),
+        required.raw_ratio,
+        required.record_ratio
+    ))
+    .remedy("whatever else uses cores or disk counts here too: repeat it on a quiet machine, with more --pairs")
 }
 
 fn case(

@@ -21,7 +21,9 @@ mod filler;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   kvd bench recover --path /var/lib/kvd        two million records: 18 GB there and 2 GiB of shared memory, minutes
-  kvd bench recover --records 100000 --json    a smaller one";
+  kvd bench recover --records 100000 --json    a smaller one
+
+Ends with 1, after the report, when a figure is not as required.";
 
 /// A daemon that wrote nothing for so long has stopped spilling.
 const STANDSTILL_MAX: Duration = Duration::from_secs(30);
@@ -144,7 +146,17 @@ pub(super) fn run(args: &RecoverArgs, output: Output) -> Outcome {
         load_average: load_average(),
     };
     output.show(&report, text)?;
-    Ok(Exit::Ok)
+    if report.within_required { Ok(Exit::Ok) } else { Err(not_within(&report)) }
+}
+
+fn not_within(report: &Report) -> Failure {
+    let (bytes, seconds) = (report.memory.bytes_per_record, report.slowest_seconds);
+    let message = format!(
+        "not as required: {bytes} bytes per record, at most {BYTES_MAX}; {seconds:.3} s to the first hits, at most \
+         {SECONDS_MAX} s"
+    );
+    Failure::new(Exit::Failure, message)
+        .remedy("few records carry the daemon's fixed cost: repeat it with --records 2000000, on a quiet machine")
 }
 
 fn options(args: &RecoverArgs) -> NodeOptions {

@@ -443,7 +443,7 @@ impl Begun<'_> {
             orphans,
         );
         let reactor = reactor.map_err(system("preparing the sessions thread"))?;
-        let core = Core {
+        let mut core = Core {
             ladder,
             epoch,
             settings: Settings {
@@ -472,6 +472,8 @@ impl Begun<'_> {
             in_flight: std::collections::BTreeMap::new(),
             scratch: Scratchpad::new(),
         };
+        // Before anybody can scrape them.
+        core.refresh_gauges();
         threads.push(spawn("kvd-core", move || core.run())?);
         threads.push(spawn("kvd-sessions", move || reactor.run())?);
         tracing::info!(%epoch, dram = report.restored_dram, nvme = report.restored_nvme, "ready");

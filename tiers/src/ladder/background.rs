@@ -97,6 +97,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             // Two places per node: its copy in the arena and its copy on a device.
             let number = self.work.scrub_cursor / 2;
             if number >= self.nodes.end() {
+                // The last ones are still being read.
+                if self.work.verifying > 0 {
+                    self.work.scrub_next = now + self.config.scrub_pause;
+                    return;
+                }
                 self.work.scrubbing = false;
                 self.counters.scrubs += 1;
                 return;

@@ -296,6 +296,11 @@ impl DramSpace {
         self.segments.iter().enumerate().map(|(number, found)| (SegmentId(number as u32), found.class, &found.extent))
     }
 
+    /// Whether any segment is cut for this class.
+    pub(super) fn has_segment(&self, class: u16) -> bool {
+        self.segments.iter().any(|segment| segment.class == class && segment.extent.slots() > 0)
+    }
+
     pub(super) fn segment_count(&self) -> u32 {
         self.segments.len() as u32
     }

@@ -50,7 +50,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         while passed < PASSED_MAX && kept < KEPT_MAX {
             let Some(id) = self.choose(Space::Dram, class) else {
                 // Before it gets nothing, an instance gives what its own floor keeps.
-                if owner != NO_OWNER && self.unkeep_one(owner) {
+                if owner != NO_OWNER && self.unkeep_one(owner).is_some() {
                     passed += 1;
                     continue;
                 }
@@ -106,7 +106,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             return;
         }
         self.dram.drain(slot.segment());
-        self.work.drain_started();
+        // A class without any segment could not live at all: then floors give way.
+        self.work.drain_started(self.dram.has_segment(class));
         self.counters.segments_drained += 1;
     }
 

@@ -3,7 +3,7 @@
 //! Blocks that a floor keeps leave the order of eviction, or they would stand in the way of every search for a victim. They
 //! wait in a queue of their owner, coldest first, and come back one by one as it grows, or all when it is gone.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use super::nodes::{NO_OWNER, NodeId, Nodes, flag};
 use super::port::SlotTable;
@@ -13,6 +13,8 @@ use crate::policy::{Policy, Space};
 
 /// Entries of a queue of which the blocks are gone that are skipped in one go.
 const SKIPPED_MAX: u32 = 16;
+/// Small blocks that come back for one large one.
+const BACK_MAX: u32 = 64;
 /// Queues shorter than this are not tidied.
 const TIDY_MIN: usize = 64;
 
@@ -22,6 +24,8 @@ pub(super) struct Kept {
     /// Coldest first. Blocks whose copies went otherwise are left in it until it is tidied.
     queue: VecDeque<NodeId>,
     gone: usize,
+    /// So many of the first come back, since the floor fell or the owner is gone.
+    freed: usize,
 }
 
 impl Kept {
@@ -30,19 +34,16 @@ impl Kept {
         self.gone += 1;
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
-
     pub(super) fn memory_bytes(&self) -> usize {
         self.queue.capacity() * size_of::<NodeId>()
     }
 
     fn push(&mut self, id: NodeId, nodes: &Nodes, owner: u8) {
         if self.queue.len() >= TIDY_MIN && self.gone > self.queue.len() / 2 {
-            let mut seen = BTreeSet::new();
-            self.queue.retain(|id| keeps(nodes, *id, owner) && seen.insert(*id));
+            let mut seen = HashSet::new();
+            self.queue.retain(|id| keeps(nodes, *id, owner) && seen.insert(id.0));
             self.gone = 0;
+            self.freed = self.freed.min(self.queue.len());
         }
         self.queue.push_back(id);
     }
@@ -73,26 +74,38 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.instances.get_mut(owner).kept.push(id, &self.nodes, owner);
     }
 
-    /// The coldest block that the owner's floor keeps may fall again. `false`: there is none.
-    pub(super) fn unkeep_one(&mut self, owner: u8) -> bool {
+    /// The coldest block that the owner's floor keeps may fall again. Returns the bytes of its slot; 0 if only entries that say
+    /// nothing any more were met; `None` if there are none at all.
+    pub(super) fn unkeep_one(&mut self, owner: u8) -> Option<u32> {
         for _ in 0..SKIPPED_MAX {
             let kept = &mut self.instances.get_mut(owner).kept;
-            let Some(id) = kept.queue.pop_front() else { return false };
+            let id = kept.queue.pop_front()?;
+            kept.freed = kept.freed.saturating_sub(1);
             if keeps(&self.nodes, id, owner) {
                 self.nodes[id].clear(flag::KEPT);
                 self.refresh(id);
-                return true;
+                return Some(self.lanes.get(self.nodes[id].lane).slot_bytes);
             }
             kept.gone = kept.gone.saturating_sub(1);
         }
-        true
+        Some(0)
     }
 
     /// An instance brought a block in: as far as it lies above its floor, what it kept longest may fall.
     pub(super) fn floor_was_passed(&mut self, owner: u8, slot_bytes: u32) {
         let instance = self.instances.get(owner);
-        if !instance.kept.is_empty() && instance.dram_bytes >= self.work.floor_bytes + u64::from(slot_bytes) {
-            self.unkeep_one(owner);
+        if instance.dram_bytes < self.work.floor_bytes + u64::from(slot_bytes) {
+            return;
+        }
+        let mut back = 0;
+        for _ in 0..BACK_MAX {
+            match self.unkeep_one(owner) {
+                Some(bytes) => back += bytes,
+                None => return,
+            }
+            if back >= slot_bytes {
+                return;
+            }
         }
     }
 
@@ -106,26 +119,31 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
     }
 
-    /// Instances came or went. All floors together leave half of the arena to whoever comes; what they keep is found out anew.
+    /// Instances came or went. All floors together leave half of the arena to whoever comes. Where a floor fell or its owner is
+    /// gone, what it keeps is found out anew.
     pub(super) fn floors_changed(&mut self) {
         let living = self.instances.iter().filter(|instance| instance.clients != 0).count().max(1) as u64;
         let capacity = u64::from(self.dram.segment_count()) * u64::from(SEGMENT_BYTES);
+        let before = self.work.floor_bytes;
         self.work.floor_bytes = self.config.floor_bytes.min(capacity / (2 * living));
-        self.work.unkeeping = self.instances.iter().any(|instance| !instance.kept.is_empty());
+        let fell = self.work.floor_bytes < before;
+        for instance in self.instances.iter_mut().filter(|instance| fell || instance.clients == 0) {
+            instance.kept.freed = instance.kept.queue.len();
+            self.work.unkeeping |= instance.kept.freed > 0;
+        }
     }
 
-    /// Returns the steps left.
-    pub(super) fn work_unkeep(&mut self, mut steps: u32) -> u32 {
+    /// Lets fall what the floors that fell do not keep any more.
+    pub(super) fn work_unkeep(&mut self, mut steps: u32) {
         let mut owner = 0;
         while self.work.unkeeping && steps > 0 {
             if owner >= self.instances.len() {
                 self.work.unkeeping = false;
-            } else if self.unkeep_one(owner as u8) {
+            } else if self.instances.get(owner as u8).kept.freed > 0 && self.unkeep_one(owner as u8).is_some() {
                 steps -= 1;
             } else {
                 owner += 1;
             }
         }
-        steps
     }
 }

@@ -344,6 +344,10 @@ impl Instances {
         self.instances.len()
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Instance> {
+        self.instances.iter_mut()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Instance> {
         self.instances.iter()
     }

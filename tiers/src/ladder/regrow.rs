@@ -1,12 +1,14 @@
 //! Space changes hands: a segment or a zone of one class is emptied for another that starves.
 
 use super::extents::Use;
-use super::nodes::{NO_OWNER, flag};
+use super::nodes::{NO_OWNER, NodeId, flag};
 use super::port::SlotTable;
 use super::state::Ladder;
 use crate::ids::{NvmeSlot, SlotId, ZoneId};
 use crate::policy::Policy;
 
+/// The pass over a segment that takes nothing yet.
+const LOOKING: u8 = 0;
 /// Passes over a segment or zone that is being emptied before whoever holds on to it wins.
 const DRAIN_PASSES: u8 = 3;
 
@@ -18,8 +20,8 @@ pub(super) struct DrainPass {
 }
 
 impl<T: SlotTable, P: Policy> Ladder<T, P> {
-    /// Empties the segment that another class waits for: first what falls without harm, then, in a second pass, what tears a
-    /// chain. Returns the steps left.
+    /// Empties the segment that another class waits for, if no owner falls below its floor by it: a pass looks, the next takes what
+    /// falls without harm, and those after it what tears a chain. Returns the steps left.
     pub(super) fn work_segment_drain(&mut self, mut steps: u32) -> u32 {
         while let Some(segment) = self.dram.draining()
             && steps > 0
@@ -27,7 +29,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             let DrainPass { cursor, pass } = self.work.dram_pass;
             if cursor >= self.dram.slots_of(segment) {
                 self.work.dram_pass = DrainPass { cursor: 0, pass: pass + 1 };
-                if pass + 1 >= DRAIN_PASSES {
+                if pass >= DRAIN_PASSES {
                     self.dram.stop_draining();
                     self.work.segment_stuck = !cfg!(kvd_bug = "segment_retried");
                 }
@@ -39,14 +41,34 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             let Use::Node(id) = self.dram.get(slot) else { continue };
             let node = &self.nodes[id];
             let kept = !node.has(flag::DRAM_READY) || node.has(flag::PINNED) || node.holds > 0 || self.pins.held(slot);
-            if kept || self.floor_keeps(id, NO_OWNER) {
+            if pass == LOOKING {
+                if self.work.floors_hold && self.falls_below_floor(id) {
+                    self.dram.stop_draining();
+                    self.work.segment_stuck = true;
+                }
                 continue;
             }
-            if pass > 0 || node.has(flag::NVME_READY) || node.leaf() {
+            if kept {
+                continue;
+            }
+            if pass > 1 || node.has(flag::NVME_READY) || node.leaf() {
                 self.evict_from_dram(id);
             }
         }
         steps
+    }
+
+    /// Whether the segment that is looked at holds so much of this block's owner that emptying it would leave less than the
+    /// floor.
+    fn falls_below_floor(&mut self, id: NodeId) -> bool {
+        let node = &self.nodes[id];
+        if node.owner == NO_OWNER || self.instances.get(node.owner).clients == 0 {
+            return false;
+        }
+        let bytes = u64::from(self.lanes.get(node.lane).slot_bytes);
+        let lost = self.work.looked_at.entry(node.owner).or_default();
+        *lost += bytes;
+        self.instances.get(node.owner).dram_bytes < self.work.floor_bytes + *lost
     }
 
     /// The same for zones of devices.

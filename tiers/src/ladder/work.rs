@@ -1,6 +1,6 @@
 //! Work that is done a little at a time: after every call, and in `tick` while some is left.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use kvd_proto::Time;
@@ -65,6 +65,10 @@ pub(super) struct Work {
     pub(super) scrub_next: Time,
     pub(super) verifying: u32,
     pub(super) dram_pass: DrainPass,
+    /// The segment is not emptied if that took an instance below its floor.
+    pub(super) floors_hold: bool,
+    /// Bytes of each instance that the look at the segment has met.
+    pub(super) looked_at: BTreeMap<u8, u64>,
     pub(super) zone_passes: Vec<DrainPass>,
 }
 
@@ -96,8 +100,10 @@ impl Work {
         self.spill_skipped = true;
     }
 
-    pub(super) fn drain_started(&mut self) {
+    pub(super) fn drain_started(&mut self, floors_hold: bool) {
         self.dram_pass = DrainPass::default();
+        self.floors_hold = floors_hold;
+        self.looked_at.clear();
     }
 
     pub(super) fn verified(&mut self) {
@@ -121,10 +127,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         steps = self.work_cuts(steps);
         steps = self.work_reap(steps);
         steps = self.work_unfence(steps);
-        steps = self.work_unkeep(steps);
         steps = self.work_lost(steps);
         steps = self.work_purge(steps);
         steps = self.work_segment_drain(steps);
+        self.work_unkeep(steps);
         self.work_zone_drains(steps);
         self.work_vacates();
         self.work_spills((self.config.work_per_call / 4).max(1), now);

@@ -64,7 +64,11 @@ pub fn prepare(path: &Path, capacity: u64) -> Result<PreparedFile, FileError> {
     let before = file.bytes().map_err(failed)?;
     let geometry = match before {
         0 => {
-            file.preallocate(wanted.end()).map_err(failed)?;
+            file.preallocate(wanted.end()).map_err(|source| {
+                // What a disk without room gave is given back: else the next start would take it for a small device.
+                let _ = std::fs::OpenOptions::new().write(true).open(path).and_then(|part| part.set_len(0));
+                failed(source)
+            })?;
             wanted
         }
         _ if before < wanted.end() => fit(before)?,

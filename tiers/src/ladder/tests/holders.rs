@@ -121,6 +121,26 @@ fn a_floor_keeps_an_instance_from_being_flushed() {
     assert_eq!(world.matched(2, view, &kept, false).blocks, 0, "the floor ends with the instance");
 }
 
+/// Another slot size gets its first segment in spite of floors, and no more where that took somebody below its floor.
+#[test]
+fn a_floor_does_not_keep_another_size_out() {
+    let mut world = World::new(LadderConfig { floor_bytes: 16 << 20, ..config(3, &[]) });
+    let (few, other_kind) = (kind(1, 0..8, SLOT / 4), kind(1, 8..16, SLOT / 2));
+    let quiet = world.open(0, &few);
+    let kept: Vec<_> = (1..5).map(|salt| chain(salt, 24)).collect();
+    kept.iter().for_each(|hashes| assert_eq!(world.store(0, quiet, hashes), 24));
+    let other = world.open(1, &other_kind);
+    assert_eq!(world.store(1, other, &chain(9, 4)), 0, "a segment is emptied for it first");
+    world.run();
+    for salt in 10..20 {
+        assert!(world.store(1, other, &chain(salt, 4)) > 0, "chain {salt}");
+        world.run();
+    }
+    assert_eq!(world.matched(1, other, &chain(19, 4), false).blocks, 4);
+    let left: u32 = kept.iter().map(|hashes| world.matched(0, quiet, hashes, false).blocks).sum();
+    assert!(left >= 8, "{left} of 96: its floor is 8");
+}
+
 /// What a floor keeps is the coldest there is: it must not stand before what may fall.
 #[test]
 fn floors_do_not_starve_the_others() {

@@ -49,6 +49,8 @@ impl Asks for Script {
                 blocks: 5,
                 records: 6,
                 dram_only: 0,
+                drains: 0,
+                drain_left: 0,
                 sessions: 1,
                 leases: 2,
                 moves: 0,

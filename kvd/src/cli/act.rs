@@ -188,9 +188,7 @@ pub fn purge(args: &PurgeArgs, output: Output) -> Outcome {
     let done = args
         .connection
         .run_long(async |mut admin: Admin| follow(admin.purge(request).await?.into_inner(), output, "purge").await)?;
-    output.show(&done, |done| {
-        format!("purged {} blocks; {} are held and fall when they are released", done.done, done.skipped)
-    })?;
+    output.show(&done, |done| format!("purged {} blocks", done.done))?;
     Ok(Exit::Ok)
 }
 
@@ -205,7 +203,7 @@ pub fn drain(connection: &Connection, output: Output) -> Outcome {
     output.show(&done, |done| match done.skipped {
         0 => format!("wrote {} records to NVMe", done.done),
         left => format!(
-            "wrote {} records to NVMe; {left} stay in DRAM alone: the devices have no room for them or take no writes, see `kvd devices`",
+            "wrote {} records to NVMe; {left} stay in DRAM alone: the devices have no room for them or take no writes (see `kvd devices`), or they wait for blocks before them",
             done.done
         ),
     })?;

@@ -70,9 +70,13 @@ pub fn run(args: &ServeArgs) -> Outcome {
     });
     // Calls under way end with the runtime; then nobody asks a core that is going down.
     drop(runtime);
-    stop(running)?;
-    tracing::info!("stopped");
-    served.map(|()| Exit::Ok)
+    let stopped = stop(running);
+    match &stopped {
+        Ok(()) => tracing::info!("stopped"),
+        Err(failure) => tracing::warn!("{failure}"),
+    }
+    // Why it stopped says more than how.
+    served.and(stopped).map(|()| Exit::Ok)
 }
 
 /// Waits for the end of the daemon, but not for ever: a disk that hangs would hold it up, and a second signal means now.

@@ -169,6 +169,10 @@ pub struct StatusReply {
     pub records: u64,
     /// Of those, records that only DRAM holds.
     pub dram_only: u64,
+    /// Drains that came to their end since the start.
+    pub drains: u64,
+    /// Records that only DRAM held when the last one ended.
+    pub drain_left: u64,
     /// Connected sessions.
     pub sessions: u32,
     /// Leases held.

@@ -1,5 +1,6 @@
 //! Client slots: who joins, who comes back, who is gone.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -8,7 +9,7 @@ use kvd_nixl::sys::StartTime;
 use kvd_proto::wire::session::RefusalCode;
 use kvd_proto::{Epoch, GroupKey, Time};
 use kvd_tiers::dram::ClientProcess;
-use kvd_tiers::ladder::{JoinError, ViewSpec};
+use kvd_tiers::ladder::{JoinError, ViewSpec, namespace_prefix};
 use kvd_tiers::record::{PAYLOAD_BYTES_MAX, meta_bytes, slot_bytes};
 use kvd_tiers::{ClientSlot, SEGMENT_BYTES, SegmentId};
 
@@ -162,7 +163,7 @@ impl Core {
                 Refusal::new(RefusalCode::Full, error.to_string(), "close unused views or engines")
             }
         })?;
-        self.namespaces.note(&wanted);
+        self.remember(&wanted);
         let client = self.clients[at].as_mut().expect("found a moment ago");
         client.views.push(View {
             id: opened,
@@ -180,6 +181,18 @@ impl Core {
         });
         let view = client.views.len() as u16 - 1;
         Ok(OpenedView { view, meta_bytes: meta as u32, checksum_algorithm: ALGORITHM.id() })
+    }
+
+    /// Keeps a namespace's name for operators. Where there is no room, one gives way that holds nothing and is not open.
+    fn remember(&mut self, view: &ViewRequest) {
+        if self.namespaces.is_full() && !self.namespaces.contains(&view.namespace) {
+            let held: BTreeSet<u64> =
+                self.ladder.holdings().filter(|held| held.records > 0).map(|held| held.namespace_prefix).collect();
+            let views = self.clients.iter().flatten().flat_map(|client| &client.views);
+            let open: BTreeSet<_> = views.map(|view| view.namespace).collect();
+            self.namespaces.forget_one(|digest| !held.contains(&namespace_prefix(digest)) && !open.contains(digest));
+        }
+        self.namespaces.note(view);
     }
 
     /// A descriptor of one of the tenant's own segments.
@@ -216,7 +229,10 @@ impl Core {
     /// The socket is gone, the process is not: what the session holds stays fenced until the process rejoins or dies. One
     /// that holds nothing is over.
     fn detached(&mut self, session: SessionId, now: Time) {
-        let Ok(at) = self.find(session) else { return };
+        let Ok(at) = self.find(session) else {
+            // A join that was refused too late for anybody to hear of it.
+            return self.control(Control::Forget(session));
+        };
         self.unplug(at);
         let Some(client) = &self.clients[at] else { return };
         tracing::info!(client = at, pid = client.identity.pid, "a session's socket is gone");

@@ -219,15 +219,16 @@ fn run<I: Io>(
     let failed = |source| DeviceError::Open { path: setup.path.clone(), source };
     // A device that was formatted before keeps its size, whatever was configured since.
     let zones = formatted_zones(&mut io, file, prepared.bytes).map_err(failed)?;
-    if let Some(zones) = zones.filter(|zones| *zones != prepared.wanted.zones()) {
+    let kept = zones.unwrap_or(prepared.geometry.zones());
+    if kept != prepared.wanted.zones() {
         tracing::warn!(
             device = %setup.path.display(),
-            zones,
+            zones = kept,
             configured = prepared.wanted.zones(),
-            "the device keeps the size it was formatted with, whatever tiers.nvme.capacity says now: to change it, stop, remove the file, and start"
+            "the device keeps the size it was made with, whatever tiers.nvme.capacity says now: to change it, stop, remove the file, and start"
         );
     }
-    let _ = ends.opening.send(Opening::Prepared { zones: zones.unwrap_or(prepared.geometry.zones()) });
+    let _ = ends.opening.send(Opening::Prepared { zones: kept });
     let open = OpenOptions { bytes: prepared.bytes, geometry: prepared.geometry, uuid: setup.uuid, epoch: setup.epoch };
     let options = DeviceOptions {
         read_bandwidth_max: setup.read_bytes_per_second_max,

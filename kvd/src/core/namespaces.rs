@@ -2,8 +2,8 @@
 //! operator who purges or asks after a block must be able to name a namespace that nobody has opened again yet.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
@@ -16,7 +16,8 @@ use crate::session::ViewRequest;
 const KNOWN_MAX: usize = 1024;
 /// Groups remembered of each.
 const GROUPS_MAX: usize = 32;
-const FILE_BYTES_MAX: u64 = 1 << 20;
+/// A name of 256 bytes may take six times as many in JSON.
+const FILE_BYTES_MAX: u64 = 8 << 20;
 
 /// What operators are told of a namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub(super) struct Namespaces {
     file: PathBuf,
     /// What is known is not what the file says, or what is being written there.
     stale: bool,
-    writer: Option<JoinHandle<()>>,
+    writer: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Namespaces {
@@ -59,9 +60,21 @@ impl Namespaces {
         self.known.iter()
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.known.len() >= KNOWN_MAX
+    }
+
+    /// Forgets the first that is not needed.
+    pub(super) fn forget_one(&mut self, unneeded: impl Fn(&NamespaceDigest) -> bool) {
+        if let Some(digest) = self.known.keys().find(|digest| unneeded(digest)).copied() {
+            self.known.remove(&digest);
+            self.stale = true;
+        }
+    }
+
     /// A session opened a view.
     pub(super) fn note(&mut self, view: &ViewRequest) {
-        if self.known.len() >= KNOWN_MAX && !self.contains(&view.namespace) {
+        if self.is_full() && !self.contains(&view.namespace) {
             return;
         }
         let fresh = || KnownNamespace { model: String::new(), block_tokens: 0, groups: Vec::new() };
@@ -77,7 +90,14 @@ impl Namespaces {
 
     /// Writes what changed, on a thread of its own: a disk that hangs must not hold up the core. One at a time.
     pub(super) fn save(&mut self) {
-        if !self.stale || self.writer.as_ref().is_some_and(|writer| !writer.is_finished()) {
+        if self.writer.as_ref().is_some_and(|writer| !writer.is_finished()) {
+            return;
+        }
+        if let Some(Ok(Err(error))) = self.writer.take().map(JoinHandle::join) {
+            tracing::warn!(file = %self.file.display(), %error, "namespaces are not written down yet");
+            self.stale = true;
+        }
+        if !self.stale {
             return;
         }
         let by_name: BTreeMap<String, &KnownNamespace> =
@@ -85,11 +105,12 @@ impl Namespaces {
         let text = serde_json::to_string_pretty(&by_name).expect("names and numbers can be told");
         let file = self.file.clone();
         let write = move || {
+            // Whole under its name or not at all.
             let draft = file.with_extension("json.new");
-            // Whole under its name or not at all. What a power cut takes is known again when it is opened again.
-            if let Err(error) = fs::write(&draft, text).and_then(|()| fs::rename(&draft, &file)) {
-                tracing::warn!(file = %file.display(), %error, "namespaces are not written down");
-            }
+            let mut written = File::create(&draft)?;
+            written.write_all(text.as_bytes())?;
+            written.sync_all()?;
+            fs::rename(&draft, &file)
         };
         // No thread to be had: the next look at the gauges tries again.
         if let Ok(writer) = thread::Builder::new().name("kvd-names".into()).spawn(write) {
@@ -149,7 +170,8 @@ mod tests {
     }
 
     fn written(namespaces: &mut Namespaces) {
-        namespaces.writer.take().expect("something was to be written").join().expect("no panic");
+        let writer = namespaces.writer.take().expect("something was to be written");
+        writer.join().expect("no panic").expect("written");
     }
 
     #[test]
@@ -185,5 +207,16 @@ mod tests {
             namespaces.note(&view(1, group));
         }
         assert_eq!(namespaces.iter().next().expect("known").1.groups.len(), GROUPS_MAX);
+        for number in 0..KNOWN_MAX as u16 + 9 {
+            let mut digest = [9; 32];
+            digest[..2].copy_from_slice(&number.to_le_bytes());
+            namespaces.note(&ViewRequest { namespace: NamespaceDigest::new(digest), ..view(1, 0) });
+        }
+        assert!(namespaces.is_full() && namespaces.iter().count() == KNOWN_MAX);
+        namespaces.forget_one(|digest| *digest == NamespaceDigest::new([1; 32]));
+        namespaces.note(&view(2, 0));
+        assert!(
+            namespaces.contains(&NamespaceDigest::new([2; 32])) && !namespaces.contains(&NamespaceDigest::new([1; 32]))
+        );
     }
 }

@@ -1,9 +1,9 @@
 //! Operators' commands, carried out between two turns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvd_proto::{BlockHash, BlockKey, GroupKey, MissReason, NamespaceDigest, Tier, Time};
-use kvd_tiers::ladder::{DeviceStats, ExplainedRecord, Purge, Stats, namespace_prefix};
+use kvd_tiers::ladder::{DeviceStats, ExplainedRecord, Purge, namespace_prefix};
 
 use crate::core::admin::{
     AdminCommand, AdminError, AdminReply, ChangedReply, CopyReply, DeviceReply, DeviceState, ExplainReply, LeaseReply,
@@ -59,7 +59,7 @@ impl Core {
             AdminCommand::Prefetch(selection) => self.prefetch(&selection, now)?,
             AdminCommand::Drain => {
                 self.ladder.drain(true, now);
-                AdminReply::Changed(ChangedReply { blocks: dram_only(&self.ladder.stats()), skipped: 0 })
+                AdminReply::Changed(ChangedReply { blocks: self.dram_only(), skipped: 0 })
             }
             AdminCommand::Holdings { namespace } => AdminReply::Holdings(self.blocks(namespace)),
             AdminCommand::Scrub => {
@@ -74,6 +74,12 @@ impl Core {
         })
     }
 
+    /// Records that only DRAM holds.
+    pub(super) fn dram_only(&self) -> u64 {
+        let stats = self.ladder.stats();
+        stats.records - stats.durable
+    }
+
     fn status(&self, now: Time) -> StatusReply {
         let stats = self.ladder.stats();
         StatusReply {
@@ -82,7 +88,9 @@ impl Core {
             start_took: self.report.ready.since(self.report.started),
             blocks: self.blocks(None),
             records: stats.records,
-            dram_only: dram_only(&stats),
+            dram_only: stats.records - stats.durable,
+            drains: self.drains,
+            drain_left: self.drain_left,
             sessions: self.clients.iter().flatten().filter(|client| client.link.is_some()).count() as u32,
             leases: stats.leases,
             moves: self.in_flight.len() as u32,
@@ -202,20 +210,25 @@ impl Core {
         self.ladder.leases().map(one).collect()
     }
 
-    /// The keys that a hash has: one per namespace and group that is looked at.
-    fn keys(
+    /// The groups in which an operator's hashes are looked for, with their keys; those of namespaces without records only where
+    /// one was named or `all` are wanted.
+    fn groups(
         &self,
-        hash: &BlockHash,
         namespace: Option<NamespaceDigest>,
-    ) -> Result<Vec<(NamespaceDigest, u16, BlockKey)>, AdminError> {
+        all: bool,
+    ) -> Result<Vec<(NamespaceDigest, u16, GroupKey)>, AdminError> {
         if namespace.is_some_and(|wanted| !self.namespaces.contains(&wanted)) {
-            return Err(AdminError::NotFound("namespace among those that were ever opened here"));
+            return Err(AdminError::NotFound("namespace among those that were opened here"));
         }
-        let looked_at = self.namespaces.iter().filter(|(digest, _)| namespace.is_none_or(|wanted| wanted == **digest));
-        let key = |digest: &NamespaceDigest, group| {
-            (*digest, group, GroupKey::derive(&self.settings.tenant_key, digest, group).block(hash))
-        };
-        Ok(looked_at.flat_map(|(digest, known)| known.groups.iter().map(move |&group| key(digest, group))).collect())
+        let held: BTreeSet<u64> =
+            self.ladder.holdings().filter(|held| held.records > 0).map(|held| held.namespace_prefix).collect();
+        let looked_at = self.namespaces.iter().filter(|(digest, _)| match namespace {
+            Some(wanted) => wanted == **digest,
+            None => all || held.contains(&namespace_prefix(digest)),
+        });
+        let tenant_key = &self.settings.tenant_key;
+        let derive = |digest: &NamespaceDigest, group| (*digest, group, GroupKey::derive(tenant_key, digest, group));
+        Ok(looked_at.flat_map(|(digest, known)| known.groups.iter().map(move |&group| derive(digest, group))).collect())
     }
 
     /// Does something to every block that is named.
@@ -225,12 +238,10 @@ impl Core {
         mut act: impl FnMut(&mut Self, &BlockKey) -> u32,
     ) -> Result<AdminReply, AdminError> {
         check(selection)?;
+        let groups = self.groups(selection.namespace, false)?;
         let mut changed = ChangedReply::default();
         for hash in &selection.hashes {
-            let mut records = 0;
-            for (_, _, key) in self.keys(hash, selection.namespace)? {
-                records += act(self, &key);
-            }
+            let records: u32 = groups.iter().map(|(_, _, key)| act(self, &key.block(hash))).sum();
             changed.blocks += u64::from(records > 0);
             changed.skipped += u64::from(records == 0);
         }
@@ -281,8 +292,11 @@ impl Core {
     }
 
     fn explain(&self, hash: &BlockHash, namespace: Option<NamespaceDigest>) -> Result<Vec<ExplainReply>, AdminError> {
-        let keys = self.keys(hash, namespace)?;
-        Ok(keys.into_iter().map(|(namespace, group, key)| self.explain_key(namespace, group, key)).collect())
+        let groups = self.groups(namespace, true)?;
+        Ok(groups
+            .into_iter()
+            .map(|(namespace, group, key)| self.explain_key(namespace, group, key.block(hash)))
+            .collect())
     }
 
     fn explain_key(&self, namespace: NamespaceDigest, group: u16, key: BlockKey) -> ExplainReply {
@@ -364,11 +378,6 @@ fn state_of(link: &DeviceLink, found: &DeviceStats) -> DeviceState {
         (true, false) => DeviceState::ReadOnly,
         (false, _) => DeviceState::Failed,
     }
-}
-
-/// Records that only DRAM holds.
-fn dram_only(stats: &Stats) -> u64 {
-    stats.records - stats.durable
 }
 
 fn check(selection: &Selection) -> Result<(), AdminError> {

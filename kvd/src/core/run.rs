@@ -62,6 +62,8 @@ impl Core {
         if self.ladder.drained() {
             // An operator's drain is a wait, not a state: stores go on behind it.
             self.ladder.drain(false, now);
+            self.drains += 1;
+            self.drain_left = self.dram_only();
         }
         worked |= self.hand_out_moves(now);
         worked |= self.pass_on_replies();

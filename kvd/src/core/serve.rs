@@ -137,6 +137,8 @@ impl Running {
             if thread.join().is_err() {
                 tracing::error!("a thread of the daemon panicked");
             }
+            // The sessions thread may have looked before the core was gone.
+            let _ = self.stopper.sessions_bell.signal();
         }
     }
 }
@@ -459,6 +461,8 @@ impl Begun<'_> {
             first_client: 0,
             gauges_due: Time::ZERO,
             next_request: 0,
+            drains: 0,
+            drain_left: 0,
             namespaces: Namespaces::load(&self.options.data_dir),
             devices,
             verifier: Some(verifier),

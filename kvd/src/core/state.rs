@@ -120,6 +120,9 @@ pub(crate) struct Core {
     pub(super) next_request: u64,
     pub(super) gauges_due: Time,
     pub(super) namespaces: Namespaces,
+    /// Drains that came to their end, and how many records the last one left in DRAM alone.
+    pub(super) drains: u64,
+    pub(super) drain_left: u64,
     pub(super) devices: Vec<DeviceLink>,
     /// `None` once the daemon stops.
     pub(super) verifier: Option<Sender<VerifyOrder>>,

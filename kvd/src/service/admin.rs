@@ -315,15 +315,17 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
     }
 
     async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        let before = ask!(self.core, AdminCommand::Status, AdminReply::Status(status) => status).drains;
         let ChangedReply { blocks: records, .. } = self.change(AdminCommand::Drain).await?;
         let core = self.core.clone();
         let step = move || {
             let core = core.clone();
             async move {
                 let status = ask!(core, AdminCommand::Status, AdminReply::Status(status) => status);
-                // Nothing is stored until it ends: what is left then could not be written.
-                let left = status.dram_only.min(records);
-                let (finished, skipped) = (!status.draining, if status.draining { 0 } else { left });
+                // Nothing is stored until it ends, but at once behind it.
+                let finished = status.drains > before;
+                let left = if finished { status.drain_left } else { status.dram_only }.min(records);
+                let skipped = if finished { left } else { 0 };
                 Ok(Progress { done: records - left, total: records, skipped, corrupt: 0, finished })
             }
         };

@@ -89,7 +89,7 @@ fn keep_default_sizes(running: &Loaded, new: &mut Loaded) {
     let origins = Loaded { config: running.config.clone(), origins: new.origins.clone() };
     if unset("tiers.dram.capacity", running) && unset("tiers.dram.capacity", &origins) {
         tiers.dram.capacity = old.dram.capacity;
-        if unset("tiers.dram.floor", &origins) {
+        if unset("tiers.dram.floor", running) && unset("tiers.dram.floor", &origins) {
             tiers.dram.floor = old.dram.floor;
         }
     }

@@ -98,4 +98,29 @@ mod tests {
         }
         assert_eq!(read(&uuid, &[0; SECTOR_BYTES]), Page::Empty);
     }
+
+    /// A checksum that is right says only that somebody meant what stands there: a later version, or a writer gone wrong.
+    #[test]
+    fn a_sealed_page_that_says_something_else_is_not_ours() {
+        let uuid = Uuid::new([5; 16]);
+        let slot = Slot::of(ZoneId(0), 0);
+        let entry = Entry { sequence: 77, slot, resident: Some(sample(slot)) }.encode(1);
+        let changes = [
+            (at::MAGIC, b'X'),
+            (at::VERSION, VERSION as u8 + 1),
+            (at::COUNT, 0),
+            (at::COUNT, PAGE_ENTRIES as u8 + 1),
+            (at::RESERVED, 1),
+            (at::CHECKSUM - 1, 1),
+            (at::RESERVED_TOO, 1),
+            (at::ENTRIES - 1, 1),
+        ];
+        for (place, value) in changes {
+            let mut sector = [0; SECTOR_BYTES];
+            encode(&uuid, 77, &[entry], &mut sector);
+            sector[place] = value;
+            seal(uuid.seed(b"KVDJRNL1"), &mut sector);
+            assert_eq!(read(&uuid, &sector), Page::Damaged, "{value} at {place}");
+        }
+    }
 }

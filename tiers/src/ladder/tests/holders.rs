@@ -268,4 +268,15 @@ fn a_scrub_reads_every_copy_and_finds_the_bad_one() {
     assert_eq!((counters.scrubs, counters.verified, counters.corrupt_nvme), (1, 8, 1));
     assert_eq!(world.disks[0].table.len(), 4, "the good copy in the arena was spilled again");
     assert_eq!(world.matched(0, view, &chain(1, 4), false).blocks, 4);
+    // The same for a copy in the arena: it alone is dropped.
+    *world.ladder.table_mut().bytes.values_mut().next().unwrap() = None;
+    world.ladder.scrub(true, world.now);
+    for _ in 0..100 {
+        world.run();
+        world.tick(Duration::from_millis(5));
+    }
+    let counters = *world.ladder.counters();
+    assert_eq!((counters.scrubs, counters.corrupt_dram, counters.corrupt_nvme), (2, 1, 1));
+    assert_eq!(world.ladder.stats().below, 1);
+    assert_eq!(world.matched(0, view, &chain(1, 4), false).blocks, 4);
 }

@@ -14,6 +14,9 @@ use super::state::Ladder;
 use crate::ids::{ClientSlot, LeaseId, SlotEntry, SlotState, ViewId};
 use crate::policy::{Access, AccessKind, Policy, Rank};
 
+/// Steps of cuts that an offer does ahead: a long chain's worth.
+const CUTS_BEFORE_OFFER: u32 = 1024;
+
 /// Consecutive blocks of a chain that a client could bring.
 pub struct Offer<'a, H: HashSource + ?Sized> {
     /// The block before the first; `None` for the start of a chain.
@@ -68,6 +71,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             return None;
         };
         let (lane, group_key) = (found.lane, found.group_key);
+        // Who found a block corrupt stores its chain anew at once: what is left of the old one shall be gone by then.
+        self.work_cuts(CUTS_BEFORE_OFFER);
         let bid = Bid { client, owner, lane, chain_blocks, now };
         let mut grants = Vec::new();
         let mut not_admitted = false;

@@ -258,8 +258,13 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             }
         }
         for flight in self.flights.values() {
-            let (Flight::Spill { from: slot, .. } | Flight::VerifyDram { slot, .. }) = flight else { continue };
-            *expected.entry((*slot, Holder::Move)).or_default() += 1;
+            let slot = match flight {
+                Flight::Spill { from: slot, .. } | Flight::VerifyDram { slot, .. } => *slot,
+                // The block was brought anew: the slot is only the move's.
+                Flight::Fetch { node, to, .. } if !self.fills(*node, to.slot()) => to.slot(),
+                _ => continue,
+            };
+            *expected.entry((slot, Holder::Move)).or_default() += 1;
         }
         let found = self.pins.iter().filter(|(_, holder, _)| !matches!(holder, Holder::Fenced(_)));
         let found: BTreeMap<_, _> = found.map(|(slot, holder, count)| ((slot, holder), count)).collect();

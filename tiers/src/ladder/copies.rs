@@ -1,6 +1,6 @@
 //! Copies come and go: the only place where a record is published or unpublished in a tier.
 
-use kvd_proto::MissReason;
+use kvd_proto::{MissReason, Time};
 
 use super::dram_space::DramSpace;
 use super::extents::Use;
@@ -62,18 +62,42 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         vacant.fill(&mut self.table, &entry)
     }
 
+    /// The slot is being filled for this node still: it was not displaced meanwhile.
+    pub(super) fn fills(&self, id: NodeId, slot: SlotId) -> bool {
+        self.nodes[id].dram == slot.raw()
+    }
+
     /// Nothing came of a filling slot.
     pub(super) fn give_back(&mut self, id: NodeId, filling: FillingSlot) {
         let slot = filling.slot();
+        if self.fills(id, slot) {
+            self.hold(id);
+            self.detach_filling(id, slot);
+            // Children that were sealed meanwhile wait as orphans; a place with none goes.
+            self.unhold(id);
+        }
+        let generation = self.next_generation();
+        let vacant = filling.give_back(&mut self.table, generation);
+        self.release_if_unheld(vacant);
+    }
+
+    fn detach_filling(&mut self, id: NodeId, slot: SlotId) {
         let node = &mut self.nodes[id];
         debug_assert!(node.dram == slot.raw() && !node.has(flag::DRAM_READY));
         node.clear(flag::FILLING | flag::FETCHING);
         node.dram = NOWHERE;
         self.disown(id, slot);
         self.dram.set_detached(slot);
-        let generation = self.next_generation();
-        let vacant = filling.give_back(&mut self.table, generation);
-        self.release_if_unheld(vacant);
+    }
+
+    /// A block whose copy was purged or cut while it was fetched makes room for whoever brings it anew: the slot is the move's
+    /// alone until that one ends, and nothing comes of it.
+    pub(super) fn displace(&mut self, id: NodeId, now: Time) {
+        debug_assert!(self.nodes[id].has(flag::FETCHING) && !self.nodes[id].resident());
+        let slot = self.dram_slot(id).expect("it is being filled");
+        self.pin_slot(slot, Holder::Move);
+        self.wake(id, Some(MissReason::Evicted), now);
+        self.detach_filling(id, slot);
     }
 
     fn disown(&mut self, id: NodeId, slot: SlotId) {

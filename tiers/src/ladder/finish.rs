@@ -100,6 +100,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         device.reads.ended(slot_bytes, moved, took, now);
         // The copy may have been purged or found corrupt meanwhile.
         let current = self.nodes[id].has(flag::NVME_READY) && self.nvme_slot(id) == Some(from);
+        let (slot, displaced) = (to.slot(), !self.fills(id, to.slot()));
         let mut failed = None;
         // Whatever was read into memory that is gone says nothing about the device or its copy.
         let lost = self.dram.is_lost(to.slot().segment());
@@ -135,7 +136,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             Outcome::Corrupt => {}
             Outcome::Failed(fault) => self.device_failed(from.device(), Side::Read, fault, now),
         }
-        self.wake(id, failed, now);
+        if displaced {
+            // Who waited was told then; who waits now waits for another.
+            self.unpin_slot(slot, Holder::Move);
+        } else {
+            self.wake(id, failed, now);
+        }
         self.unhold(id);
     }
 

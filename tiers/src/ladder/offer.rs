@@ -156,6 +156,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             self.hold(held);
         }
         let answer = self.offer_one(bid, key, hash, position, tip, grants);
+        // A place that was made free for it, and is not taken after all.
+        if answer.is_err()
+            && let Some(id) = self.find(&key, bid.lane)
+        {
+            self.free_if_empty(id);
+        }
         if let Some(held) = held {
             self.unhold(held);
         }
@@ -176,15 +182,19 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             if self.being_cut(id) {
                 return Err(MissReason::Evicted);
             }
-            self.place_under(id, position, tip.node)?;
+            self.place_under(id, position, tip.node, bid.now)?;
             let node = &self.nodes[id];
             if node.resident() {
                 self.counters.present += 1;
                 return Ok((Granted::without_slot(GrantedStatus::Present, None), id));
             }
-            if node.any(flag::FILLING | flag::FETCHING) && !cfg!(kvd_bug = "filled_twice") {
+            if node.has(flag::FILLING) && !cfg!(kvd_bug = "filled_twice") {
                 self.counters.in_flight += 1;
                 return Ok((Granted::without_slot(GrantedStatus::InFlight, None), id));
+            }
+            // The copy that is being fetched is gone: nothing will come of it.
+            if node.has(flag::FETCHING) {
+                self.displace(id, bid.now);
             }
         }
         let lane = self.lanes.get(bid.lane);
@@ -246,7 +256,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     /// A known block must hang where the offer says. One that was cut loose, or is but an empty place, is moved there.
-    fn place_under(&mut self, id: NodeId, position: u32, parent: NodeId) -> Result<(), MissReason> {
+    fn place_under(&mut self, id: NodeId, position: u32, parent: NodeId, now: Time) -> Result<(), MissReason> {
         let node = &self.nodes[id];
         if node.parent == parent && node.position == position && !node.has(flag::LOOSE) {
             return Ok(());
@@ -254,11 +264,15 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         if node.resident() || (node.position != position && !node.leaf()) {
             return Err(MissReason::Corrupt);
         }
-        // Purged or cut while it was on its way: gone in a moment. A spill is no hindrance, it only has what it writes taken back.
-        if node.any(flag::FILLING | flag::FETCHING) {
+        // Purged or cut while it was on its way. Its writer goes on for a moment; a fetch makes room, and a spill is no
+        // hindrance, it only has what it writes taken back.
+        if node.has(flag::FILLING) {
             return Err(MissReason::Evicted);
         }
-        let before = node.parent;
+        if node.has(flag::FETCHING) {
+            self.displace(id, now);
+        }
+        let before = self.nodes[id].parent;
         self.unlink(id);
         self.nodes[id].position = position;
         self.nodes[id].clear(flag::LOOSE);
@@ -327,9 +341,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let slot = filling.slot();
         self.uncharge_grant(lease);
         let result = if self.nodes[id].has(flag::LOOSE) {
-            self.hold(id);
             self.give_back(id, filling);
-            self.unhold(id);
             Err(CommitError::Unwanted)
         } else {
             self.nodes[id].meta_checksum = meta_checksum;
@@ -374,10 +386,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             let Some(filling) = grant.slot.take() else { continue };
             let (id, slot, lease) = (grant.node, filling.slot(), lease.id);
             self.uncharge_grant(lease);
-            self.hold(id);
             self.give_back(id, filling);
-            // Children that were sealed meanwhile wait as orphans; a place with none goes.
-            self.unhold(id);
             self.unpin_slot(slot, Holder::Client(client));
         }
         self.leases.remove(lease);

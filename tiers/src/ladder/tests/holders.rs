@@ -5,9 +5,9 @@ use std::time::Duration;
 use kvd_proto::MissReason;
 use kvd_proto::wire::slab::GrantedStatus;
 
-use super::common::{SLOT, WAIT, config, lease, small, world};
+use super::common::{SLOT, WAIT, config, lease, small, store_below, world};
 use super::world::{World, chain, client, instance, kind};
-use crate::ladder::{CommitError, JoinError, LadderConfig, Move, Purge};
+use crate::ladder::{CommitError, JoinError, LadderConfig, LoadState, Move, Purge};
 
 #[test]
 fn a_lease_holds_its_prefix_until_it_is_idle() {
@@ -105,14 +105,14 @@ fn slots_of_the_last_epoch_are_fenced_until_their_clients_let_go() {
 
 #[test]
 fn a_floor_keeps_an_instance_from_being_flushed() {
-    let mut world = World::new(LadderConfig { floor_bytes: u64::from(SLOT) * 2, ..config(1, &[]) });
+    let mut world = World::new(LadderConfig { floor_bytes: u64::from(SLOT) * 3, ..config(2, &[]) });
     let (quiet, loud) = (world.open(0, &small()), world.open(1, &small()));
-    let kept = chain(1, 2);
+    let kept = chain(1, 3);
     world.store(0, quiet, &kept);
     for salt in 2..20 {
         world.store(1, loud, &chain(salt, 4));
     }
-    assert_eq!(world.matched(0, quiet, &kept, false).blocks, 2);
+    assert_eq!(world.matched(0, quiet, &kept, false).blocks, 3);
     world.ladder.client_died(client(0), world.now);
     for salt in 20..30 {
         world.store(1, loud, &chain(salt, 4));
@@ -217,6 +217,28 @@ fn what_was_purged_while_it_was_spilled_is_stored_anew() {
     world.run();
     assert_eq!(world.matched(0, view, &hashes, false).blocks, 3);
     assert_eq!(world.disks[0].table.len(), 3, "each is spilled as it is now");
+}
+
+/// Nothing will come of a fetch whose block was purged: whoever brings it anew does not wait for it.
+#[test]
+fn what_was_purged_while_it_was_fetched_is_stored_anew() {
+    let (mut world, view) = world(2, &[4]);
+    let hashes = chain(1, 3);
+    store_below(&mut world, view, &hashes, 16);
+    let lease = lease(&mut world, view, &hashes);
+    assert_eq!(world.load(0, lease, 0..3, WAIT, 1).0, LoadState::Pending);
+    let fetching = world.moves.values().filter(|m| matches!(m, Move::Fetch { .. })).count();
+    assert!(fetching > 0);
+    world.ladder.purge(Purge::All, world.now);
+    while world.ladder.stats().purges > 0 {
+        world.tick(Duration::ZERO);
+    }
+    assert_eq!(world.store(0, view, &hashes), 3);
+    assert_eq!(world.moves.values().filter(|m| matches!(m, Move::Fetch { .. })).count(), fetching);
+    world.run();
+    assert!(world.ends.values().all(|end| end.blocks < 3 && end.reason.is_some()), "who waited was told");
+    assert_eq!(world.matched(0, view, &hashes, false).blocks, 3);
+    assert_eq!(world.ladder.counters().fetched, 0, "nothing came of the moves");
 }
 
 #[test]

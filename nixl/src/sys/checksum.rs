@@ -77,15 +77,10 @@ pub const fn seed_from_unit(seed: u64, first: u32) -> u64 {
 /// Bytes that pass through private memory at once: half of a first-level cache, so that the hasher finds them there.
 const STAGE_BYTES: usize = 8 << 10;
 
-/// Private memory between a source that may change and whoever must see the bytes twice (hash and store).
-#[repr(align(64))]
-pub(super) struct Stage([u8; STAGE_BYTES]);
-
-impl Stage {
-    pub(super) fn new() -> Self {
-        Self([0; STAGE_BYTES])
-    }
-}
+/// Private memory between a source that may change and whoever must see the bytes twice (hash and store). Made when it is needed
+/// first: most records pass through vector registers, and 8 KiB more to clear and to move would cost a small one a tenth.
+#[derive(Default)]
+pub(super) struct Stage(Option<Box<[u8; STAGE_BYTES]>>);
 
 /// The checksum of one unit, fed in pieces, storing them on the way if asked to.
 pub(super) enum UnitHasher {
@@ -125,14 +120,15 @@ impl UnitHasher {
             Self::Xxh3(hasher) => &mut |bytes| hasher.write(bytes),
             Self::Crc64Nvme(digest) => &mut |bytes| digest.update(bytes),
         };
+        let stage = stage.0.get_or_insert_with(|| Box::new([0; STAGE_BYTES]));
         for done in (0..len).step_by(STAGE_BYTES) {
             let bytes = STAGE_BYTES.min(len - done);
             // SAFETY: done < len, inside the range that the caller vouches for; the stage is ours and large enough.
-            unsafe { raw::copy_bytes(stage.0.as_mut_ptr(), from.wrapping_add(done), bytes) };
-            update(&stage.0[..bytes]);
+            unsafe { raw::copy_bytes(stage.as_mut_ptr(), from.wrapping_add(done), bytes) };
+            update(&stage[..bytes]);
             if !to.is_null() {
                 // SAFETY: done < len, inside the range that the caller vouches for; the stage is ours and large enough.
-                unsafe { raw::copy_bytes(to.wrapping_add(done), stage.0.as_ptr(), bytes) };
+                unsafe { raw::copy_bytes(to.wrapping_add(done), stage.as_ptr(), bytes) };
             }
         }
     }

@@ -166,7 +166,7 @@ impl ChecksumAlgorithm {
         let part = extent.part(offset, len)?;
         let mut hasher = UnitHasher::new(self, seed, len, len.is_multiple_of(STRIPE_BYTES));
         // SAFETY: the part is alive and `len` bytes long; nothing is stored; a Lanes hasher is given whole stripes.
-        unsafe { hasher.take(std::ptr::null_mut(), part.as_ptr(), len, &mut Stage::new()) };
+        unsafe { hasher.take(std::ptr::null_mut(), part.as_ptr(), len, &mut Stage::default()) };
         Ok(hasher.finish())
     }
 }
@@ -201,7 +201,7 @@ impl<'a> Pass<'a> {
 
     fn new(units: &'a Units, record_bytes: usize, whole_stripes: bool, checksums: &'a mut [u64]) -> Self {
         let whole_stripes = whole_stripes && units.unit_bytes.is_multiple_of(STRIPE_BYTES);
-        Self { units, whole_stripes, record_left: record_bytes, unit: 0, hasher: None, checksums, stage: Stage::new() }
+        Self { units, whole_stripes, record_left: record_bytes, unit: 0, hasher: None, checksums, stage: Stage::default() }
     }
 
     /// Takes the next `len` bytes of the record, cut at the ends of units.

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Prepares a fresh Debian or Ubuntu for building kvd: a C linker, and the pinned Rust toolchain through rustup.
+# Prepares a fresh Debian or Ubuntu for building kvd: a C and C++ compiler and libclang (for rocksdb and its bindings), and the
+# pinned Rust toolchain through rustup.
 set -euo pipefail
 
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 need=()
 command -v cc >/dev/null || need+=(gcc libc6-dev)
+command -v c++ >/dev/null || need+=(g++)
+compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null ||
+  [ -n "${LIBCLANG_PATH:-}" ] || need+=(libclang-dev)
 if [ "${#need[@]}" -gt 0 ]; then
   command -v apt-get >/dev/null || fail "missing ${need[*]}, and there is no apt-get here: install them with this system's package manager"
   if [ "$(id -u)" -eq 0 ]; then sudo=(); elif command -v sudo >/dev/null; then sudo=(sudo -n); else

@@ -109,6 +109,17 @@ impl fmt::Debug for NvmeSlot {
     }
 }
 
+/// Where a record lies in the object tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectPlace {
+    /// The pack's number in this node's catalog.
+    pub pack: u32,
+    /// First byte of the record in the pack.
+    pub offset: u32,
+    /// Bytes of the record.
+    pub bytes: u32,
+}
+
 /// A client process: a bit of every pin map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientSlot(u8);

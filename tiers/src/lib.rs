@@ -8,11 +8,12 @@ pub mod dram;
 mod ids;
 pub mod ladder;
 pub mod nvme;
+pub mod object;
 pub mod policy;
 pub mod record;
 
 pub use ids::{
-    ClientSlot, DeviceId, FencedSlot, LeaseId, MoveId, NvmeSlot, RequestId, RestoredPlace, RestoredRecord,
+    ClientSlot, DeviceId, FencedSlot, LeaseId, MoveId, NvmeSlot, ObjectPlace, RequestId, RestoredPlace, RestoredRecord,
     RestoredSegment, RestoredZone, SEGMENT_BYTES, SLOT_BYTES_MIN, SLOT_INDEX_BITS, SegmentId, SlotEntry, SlotId,
     SlotState, TenantId, ViewId, ZoneId,
 };

@@ -13,4 +13,4 @@ pub use metadata::{
     META_BYTES_MAX, Metadata, MetadataError, PAYLOAD_BYTES_MAX, SECTOR_BYTES, Sealed, TokenIds, UnitChecksums,
     meta_bytes, slot_bytes, units,
 };
-pub use verify::{Expect, Mismatch, Scratch, verify_metadata, verify_record};
+pub use verify::{Expect, Mismatch, Scratch, verify_bytes, verify_metadata, verify_record};

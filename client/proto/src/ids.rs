@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::namespace::NamespaceDigest;
+
 /// Counts the starts of a daemon on one data folder. Every reply carries it, so that an engine notices a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Epoch(u64);
@@ -66,6 +68,16 @@ impl TenantKey {
     pub fn tag(&self) -> u64 {
         let digest = blake3::keyed_hash(&self.0, b"kvd tenant tag v1");
         u64::from_le_bytes(*digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
+    }
+
+    /// What the tenant and one of its namespaces are called where others may look, 16 bytes each: the same wherever the key is
+    /// known, and without it they tell neither apart from chance.
+    pub fn sealed_names(&self, namespace: &NamespaceDigest) -> ([u8; 16], [u8; 16]) {
+        let first = |hash: blake3::Hash| *hash.as_bytes().first_chunk().expect("a digest has 32 bytes");
+        let tenant = first(blake3::keyed_hash(&self.0, b"kvd sealed tenant v1"));
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(b"kvd sealed namespace v1").update(namespace.as_bytes());
+        (tenant, first(hasher.finalize()))
     }
 
     /// The bytes, for key derivation in this crate only.

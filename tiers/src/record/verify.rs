@@ -1,7 +1,7 @@
 //! Whether the bytes in a slot are the record that a table says they are.
 
-use kvd_nixl::sys::MemoryExtent;
 use kvd_nixl::sys::copy::{Units, checksum_units};
+use kvd_nixl::sys::{MemoryExtent, unit_seed};
 
 use kvd_proto::{BlockKey, Shard, checksum_seed};
 
@@ -97,7 +97,10 @@ fn read<'a>(bytes: &'a mut [u8], slot: &MemoryExtent) -> Result<Sealed<'a>, Mism
 }
 
 fn identify<'a>(bytes: &'a mut [u8], slot: &MemoryExtent, expect: &Expect) -> Result<Sealed<'a>, Mismatch> {
-    let sealed = read(bytes, slot)?;
+    compare(read(bytes, slot)?, expect)
+}
+
+fn compare<'a>(sealed: Sealed<'a>, expect: &Expect) -> Result<Sealed<'a>, Mismatch> {
     let found = &sealed.metadata;
     let differs = [
         ("key", found.key != expect.key),
@@ -119,6 +122,21 @@ pub fn verify_metadata<'a>(
     scratch: &'a mut Scratch,
 ) -> Result<Sealed<'a>, Mismatch> {
     identify(&mut scratch.bytes, slot, expect)
+}
+
+/// Checks a whole record in private memory: its metadata against `expect`, then every unit of its payload.
+pub fn verify_bytes<'a>(record: &'a [u8], expect: &Expect) -> Result<Sealed<'a>, Mismatch> {
+    let sealed = compare(Metadata::decode(record)?, expect)?;
+    let found = &sealed.metadata;
+    let (start, len) = (found.meta_bytes(), found.payload_bytes as usize);
+    let payload = record.get(start..start + len).ok_or(Mismatch::Bounds { wanted: start + len, got: record.len() })?;
+    let seed = checksum_seed(&found.key, &found.shard);
+    for (unit, bytes) in payload.chunks(found.unit_bytes as usize).enumerate() {
+        if found.algorithm.checksum(unit_seed(seed, unit as u32), bytes) != found.checksums.get(unit) {
+            return Err(Mismatch::Unit { unit: unit as u32 });
+        }
+    }
+    Ok(sealed)
 }
 
 /// Checks the whole record in `slot`: its metadata against `expect`, then every unit of its payload. Allocates nothing.

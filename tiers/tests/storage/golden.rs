@@ -1,6 +1,7 @@
 //! The bytes of the formats, pinned. `KVD_BLESS=1 cargo test -p kvd-tiers --test storage golden` writes them anew: a change
 //! before version 1 is frozen is a change of these files in the same commit, afterwards a new version beside them.
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -9,10 +10,12 @@ use kvd_nixl::io::{SimDisk, SimOptions};
 use kvd_nixl::sys::ChecksumAlgorithm;
 use kvd_proto::{Epoch, Time};
 use kvd_tiers::nvme::{Command, Device, DeviceOptions, Geometry, OpenOptions, Restored, Uuid};
+use kvd_tiers::object::pack::{PackBuilder, Pushed, TRAILER_BYTES, parse_trailer};
+use kvd_tiers::object::{NodeName, PackIndex, PackName, Realm};
 use kvd_tiers::record::{Expect, Metadata, Scratch, verify_record};
 use kvd_tiers::{DeviceId, MoveId, NvmeSlot, RestoredPlace, ZoneId};
 
-use crate::records::{Recipe, memory};
+use crate::records::{Made, Recipe, memory};
 
 /// Lines of 32 bytes with their offset; lines of zeros are left out.
 fn dump(title: &str, bytes: &[u8], out: &mut String) {
@@ -79,6 +82,69 @@ fn record_version_1() {
         let slot = memory(image.len());
         slot.write(0, &image).unwrap();
         verify_record(&slot, &Expect::from(&made.entry), &mut Scratch::default()).unwrap();
+    }
+}
+
+/// Three records of a chain, given out of order.
+const PACKED: [u64; 3] = [2, 0, 1];
+
+fn packed(number: u64) -> Made {
+    Recipe::new(number, 3, 100 + number as u32).make()
+}
+
+#[test]
+fn pack_version_1() {
+    let (name, node) = (PackName::new(*b"golden-pack-name"), NodeName::new(*b"golden-node-name"));
+    let realm = Realm { tenant: *b"digest-of-tenant", namespace: *b"digest-of-spaces" };
+    let mut builder = PackBuilder::new(name, node, realm, 1 << 20);
+    for number in PACKED {
+        let Made { entry, image, .. } = packed(number);
+        let pushed = Pushed {
+            key: entry.key,
+            shard: entry.shard,
+            parent_key: entry.parent_key,
+            group: entry.group,
+            position: entry.position,
+            generation: entry.generation,
+            record_bytes: image.len() as u32,
+            payload_bytes: entry.payload_bytes,
+            meta_checksum: entry.meta_checksum,
+        };
+        let fill = |bytes: &mut [u8]| -> Result<(), Infallible> {
+            bytes.copy_from_slice(&image);
+            Ok(())
+        };
+        builder.push(pushed, fill).unwrap();
+    }
+    let sealed = builder.finish(1_700_000_000_123).unwrap();
+    let mut now = String::new();
+    dump("pack object", &sealed.parts.concat(), &mut now);
+    dump("index object", &sealed.index_bytes, &mut now);
+    let golden = compare("pack/v1.hex", &now);
+    // And what stands in the file is read by this program.
+    let object = parse("pack object", &golden);
+    let (rest, end) = object.split_last_chunk::<TRAILER_BYTES>().unwrap();
+    let (records, index) = rest.split_at(rest.len() - parse_trailer(end).unwrap() as usize);
+    assert_eq!(index, parse("index object", &golden));
+    let index = PackIndex::decode(index).unwrap();
+    assert_eq!((index.pack, index.node, index.realm, index.created_ms), (name, node, realm, 1_700_000_000_123));
+    assert_eq!((index.records_bytes, index.pack_bytes()), (records.len() as u64, object.len() as u64));
+    assert_eq!(index.entries.len(), PACKED.len());
+    for (number, entry) in index.entries.iter().enumerate() {
+        let made = packed(number as u64);
+        let record = &records[entry.offset as usize..][..entry.record_bytes as usize];
+        assert_eq!((entry.key, entry.parent_key), (made.entry.key, made.entry.parent_key));
+        assert_eq!((entry.group, entry.position), (made.entry.group, number as u32));
+        let slot = memory(record.len());
+        slot.write(0, record).unwrap();
+        let expect = Expect {
+            key: entry.key,
+            shard: entry.shard.clone(),
+            generation: entry.generation,
+            payload_bytes: entry.payload_bytes,
+            meta_checksum: entry.meta_checksum,
+        };
+        verify_record(&slot, &expect, &mut Scratch::default()).unwrap();
     }
 }
 

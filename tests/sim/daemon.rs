@@ -126,6 +126,7 @@ impl Daemon {
                 let flight = Flight::Fetch { key: expect.key };
                 (from.device(), flight, Command::Read { id, slot: from, expect, memory })
             }
+            Move::Put { .. } | Move::Get { .. } => unreachable!("this world has no object tier"),
             Move::Vacate { id, slot } => (slot.device(), Flight::Vacate, Command::Vacate { id, slot }),
             Move::FormatZone { id, device, zone, slot_bytes } => {
                 (device, Flight::Other, Command::FormatZone { id, zone, slot_bytes })

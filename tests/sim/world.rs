@@ -180,6 +180,7 @@ impl World {
                     assert!(!twice, "{} is fetched twice at a time", expect.key);
                 }
                 Move::Vacate { slot, .. } => self.oracle.vacating(*slot),
+                Move::Put { .. } | Move::Get { .. } => unreachable!("this world has no object tier"),
                 Move::Spill { .. } | Move::FormatZone { .. } | Move::Verify { .. } | Move::Probe { .. } => {}
             }
             let now = self.now;

@@ -52,6 +52,7 @@ mod port;
 mod purge;
 mod recovery;
 mod regrow;
+mod remote;
 mod report;
 mod sessions;
 mod spill;
@@ -60,7 +61,7 @@ mod stats;
 mod waiting;
 mod work;
 
-pub use config::{DeviceConfig, LadderConfig};
+pub use config::{DeviceConfig, LadderConfig, ObjectConfig};
 pub use lanes::{HashSource, ViewSpec, namespace_prefix};
 pub use moves::{
     CommitError, DeviceFault, Explained, ExplainedRecord, Filling, JoinError, LoadEnd, LoadState, Matched, Move,
@@ -69,9 +70,10 @@ pub use moves::{
 pub use offer::Offer;
 pub use port::SlotTable;
 pub use purge::Purge;
+pub use remote::{RemoteChain, RemoteRecord};
 pub use report::LeaseView;
 pub use state::Ladder;
-pub use stats::{Counters, DeviceStats, Holding, LADDER_BYTES_PER_RECORD_MAX, Stats};
+pub use stats::{Counters, DeviceStats, Holding, LADDER_BYTES_PER_RECORD_MAX, ObjectStats, Stats};
 
 #[cfg(test)]
 mod tests;

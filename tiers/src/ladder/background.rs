@@ -12,7 +12,7 @@ use crate::ids::SlotState;
 use crate::policy::Policy;
 
 /// Scrub reads in flight.
-pub(super) const VERIFIES_MAX: u32 = 2;
+const VERIFIES_MAX: u32 = 2;
 
 impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// Blocks were passed over that wait for their parents: worth another look only if something came down since, else what
@@ -90,16 +90,14 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     pub(super) fn scrub_some(&mut self, now: Time) {
-        if !self.work.scrubbing || self.work.verifying >= VERIFIES_MAX || now < self.work.scrub_next {
+        if !self.work.scrubbing || self.scrub_waits() || now < self.work.scrub_next {
             return;
         }
         for _ in 0..self.config.work_per_call * LOOKS_PER_STEP {
             // Two places per node: its copy in the arena and its copy on a device.
             let number = self.work.scrub_cursor / 2;
             if number >= self.nodes.end() {
-                // The last ones are still being read.
-                if self.work.verifying > 0 {
-                    self.work.scrub_next = now + self.config.scrub_pause;
+                if self.scrub_waits() {
                     return;
                 }
                 self.work.scrubbing = false;
@@ -117,6 +115,12 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             }
         }
         self.work.scrub_next = now;
+    }
+
+    /// Whether a scrub has nothing to do until something that it reads has been read: the last ones at its end, or enough.
+    pub(super) fn scrub_waits(&self) -> bool {
+        let ended = self.work.scrub_cursor / 2 >= self.nodes.end();
+        self.work.verifying >= if ended { 1 } else { VERIFIES_MAX }
     }
 
     fn verify(&mut self, id: NodeId, below: bool) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::config::ObjectConfig;
 use super::extents::Use;
 use super::lanes::Held;
 use super::leases::LeaseKind;
@@ -49,6 +50,13 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.nvme.device(device).breaker.readable()
     }
 
+    /// Whether a view's block is known to lie in the object tier alone, for tests.
+    #[cfg(test)]
+    pub(super) fn lies_remote(&self, view: crate::ViewId, key: &kvd_proto::BlockKey) -> bool {
+        let lane = self.views.get(view).map(|view| view.lane);
+        lane.and_then(|lane| self.find(key, lane)).is_some_and(|id| self.nodes[id].remote())
+    }
+
     fn cut_stack(&self) -> BTreeSet<NodeId> {
         let mut stack = BTreeSet::new();
         let mut at = self.cuts;
@@ -72,6 +80,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 Flight::Spill { node, .. }
                 | Flight::Fetch { node, .. }
                 | Flight::VerifyDram { node, .. }
+                | Flight::Get { node, .. }
+                | Flight::Put { node, .. }
                 | Flight::VerifyNvme { node, .. } => *holds.entry(*node).or_default() += 1,
                 Flight::Vacate { .. } | Flight::Format { .. } | Flight::Probe { .. } => {}
             }
@@ -91,6 +101,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let landing = node.has(flag::SPILLING);
         assert_eq!(node.nvme != NOWHERE, node.has(flag::NVME_READY) || landing, "{id:?} has a slot of a device");
         assert!(!(node.has(flag::NVME_READY) && landing), "{id:?} is spilled once");
+        let below = node.any(flag::DRAM_READY | flag::NVME_READY | flag::SPILLING | flag::FILLING);
+        assert!(!(node.remote() && below), "{id:?} is remote and nowhere else");
+        assert_eq!(node.remote(), self.remotes.place(id).is_some(), "{id:?} has a place in the object tier");
+        let wanted = node.holds > 0 || !node.leaf() || node.has(flag::FETCHING);
+        assert!(!node.remote() || wanted, "{id:?} is remote and somebody wants it");
         if let Some(slot) = self.dram_slot(id) {
             assert_eq!(self.dram.get(slot), Use::Node(id), "{slot:?} knows {id:?}");
             assert_eq!(self.dram.class_of(slot), self.lanes.get(node.lane).dram_class);
@@ -156,7 +171,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     fn check_slots(&self) {
         let mut claims: BTreeSet<SlotId> = BTreeSet::new();
         for flight in self.flights.values() {
-            if let Flight::Fetch { to, .. } = flight {
+            if let Flight::Fetch { to, .. } | Flight::Get { to, .. } = flight {
                 claims.insert(to.slot());
             }
         }
@@ -259,9 +274,13 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
         for flight in self.flights.values() {
             let slot = match flight {
-                Flight::Spill { from: slot, .. } | Flight::VerifyDram { slot, .. } => *slot,
+                Flight::Spill { from: slot, .. } | Flight::Put { from: slot, .. } | Flight::VerifyDram { slot, .. } => {
+                    *slot
+                }
                 // The block was brought anew: the slot is only the move's.
-                Flight::Fetch { node, to, .. } if !self.fills(*node, to.slot()) => to.slot(),
+                Flight::Fetch { node, to, .. } | Flight::Get { node, to, .. } if !self.fills(*node, to.slot()) => {
+                    to.slot()
+                }
                 _ => continue,
             };
             *expected.entry((slot, Holder::Move)).or_default() += 1;
@@ -276,6 +295,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         assert!(self.orphans.len() <= self.config.orphans_max as usize);
         assert!(self.leases.used() <= self.config.leases_max);
         assert!(self.moves.len() <= self.flights.len());
+        let object = self.config.object.unwrap_or(ObjectConfig { remotes_max: 0, ..ObjectConfig::default() });
+        assert!(self.remotes.len() <= object.remotes_max as usize);
+        assert!(self.remotes.getting <= object.gets_max && self.remotes.putting <= object.puts_max);
+        assert!(self.remotes.uploads.len() <= object.queue_max as usize);
         for device in &self.nvme.devices {
             assert!(device.spilling <= self.config.spills_max);
             assert!(device.fetching <= self.config.fetches_max);

@@ -9,6 +9,27 @@ pub struct DeviceConfig {
     pub zones: u32,
 }
 
+/// The object tier's part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectConfig {
+    /// Records are given to it.
+    pub writes: bool,
+    /// Records fetched from it at a time.
+    pub gets_max: u32,
+    /// Records given to it at a time.
+    pub puts_max: u32,
+    /// Records that wait to be given to it.
+    pub queue_max: u32,
+    /// Nodes of records that lie only there.
+    pub remotes_max: u32,
+}
+
+impl Default for ObjectConfig {
+    fn default() -> Self {
+        Self { writes: true, gets_max: 64, puts_max: 32, queue_max: 4096, remotes_max: 16_384 }
+    }
+}
+
 /// Bounds and paces. [`LadderConfig::new`] gives the defaults for a size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LadderConfig {
@@ -16,6 +37,8 @@ pub struct LadderConfig {
     pub dram_segments: u32,
     /// Devices, by [`crate::DeviceId`]; at most 255.
     pub devices: Vec<DeviceConfig>,
+    /// The object tier, where there is one.
+    pub object: Option<ObjectConfig>,
     /// Engine instances that are live or still own blocks; at most 255.
     pub instances_max: u8,
     /// Open views.
@@ -71,6 +94,7 @@ impl LadderConfig {
         Self {
             dram_segments,
             devices,
+            object: None,
             instances_max: 128,
             views_max: 4096,
             lanes_max: 4096,

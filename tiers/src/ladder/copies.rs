@@ -251,6 +251,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             self.unpublish_nvme(id);
             self.policy.evicted(Space::Nvme, &key, rank, true);
         }
+        if self.nodes[id].has(flag::REMOTE) {
+            self.clear_remote(id);
+        }
         self.vanished(id, reason);
     }
 

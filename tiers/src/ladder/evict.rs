@@ -157,9 +157,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         victim
     }
 
-    /// Whether a record that lies only on a device can be read now.
+    /// Whether a record that lies only below the arena can be read now.
     pub(super) fn readable(&self, id: NodeId) -> bool {
         let node = &self.nodes[id];
-        node.has(flag::NVME_READY) && self.nvme.device(crate::DeviceId(node.device)).breaker.readable()
+        node.has(flag::REMOTE) && self.remotes.up
+            || node.has(flag::NVME_READY) && self.nvme.device(crate::DeviceId(node.device)).breaker.readable()
     }
 }

@@ -11,8 +11,18 @@ use super::nodes::{NOWHERE, NodeId, flag};
 use super::pins::Holder;
 use super::port::SlotTable;
 use super::state::{Flight, Ladder};
-use crate::ids::{DeviceId, MoveId, NvmeSlot, SlotId, ZoneId};
+use crate::ids::{DeviceId, MoveId, NvmeSlot, ObjectPlace, SlotId, ZoneId};
 use crate::policy::{AccessKind, Policy};
+
+/// What became of a slot that was being filled from below.
+struct Landing {
+    /// Its memory is gone.
+    lost: bool,
+    /// The slot, if the node got another one meanwhile.
+    displaced: Option<SlotId>,
+    /// Why nothing landed.
+    failed: Option<MissReason>,
+}
 
 impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// The next thing to do. Poll until `None` after every call: what the ladder plans is bounded by its limits of moves in
@@ -29,6 +39,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         match flight {
             Flight::Spill { node, generation, from, to } => self.spill_ended(node, generation, from, to, outcome, now),
             Flight::Fetch { node, from, to } => self.fetch_ended(node, from, to, outcome, now),
+            Flight::Get { node, from, to } => self.get_ended(node, from, to, outcome, now),
+            Flight::Put { node, from } => self.put_ended(node, from, outcome),
             Flight::Vacate { slot } => self.vacate_ended(slot, outcome, now),
             Flight::Format { device, zone } => self.format_ended(device, zone, outcome, now),
             Flight::VerifyDram { node, slot } => self.verify_dram_ended(node, slot, outcome),
@@ -68,7 +80,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 self.counters.spilled += 1;
                 self.mark_nvme(id);
             }
-            Outcome::Done { .. } | Outcome::Corrupt | Outcome::Failed(_) => {
+            Outcome::Done { .. } | Outcome::Corrupt | Outcome::Missing | Outcome::Failed(_) => {
                 node.clear(flag::SPILLING);
                 node.nvme = NOWHERE;
                 // What the table says there is unknown: it must be vacated before the slot is anyone's.
@@ -79,8 +91,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.unpin_slot(from, Holder::Move);
         match outcome {
             Outcome::Done { .. } => {}
-            Outcome::Corrupt if current => self.quarantine_dram(id),
-            Outcome::Corrupt => {}
+            Outcome::Corrupt | Outcome::Missing if current => self.quarantine_dram(id),
+            Outcome::Corrupt | Outcome::Missing => {}
             Outcome::Failed(fault) => {
                 self.device_failed(to.device(), Side::Write, fault, now);
                 self.work.owe_spills();
@@ -100,47 +112,71 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         device.reads.ended(slot_bytes, moved, took, now);
         // The copy may have been purged or found corrupt meanwhile.
         let current = self.nodes[id].has(flag::NVME_READY) && self.nvme_slot(id) == Some(from);
-        let (slot, displaced) = (to.slot(), !self.fills(id, to.slot()));
-        let mut failed = None;
-        // Whatever was read into memory that is gone says nothing about the device or its copy.
-        let lost = self.dram.is_lost(to.slot().segment());
-        match outcome {
-            _ if lost => {
-                self.give_back(id, to);
-                failed = Some(MissReason::Evicted);
-            }
-            Outcome::Done { .. } if current => {
-                self.counters.fetched += 1;
-                self.publish_dram(id, to.seal());
-                let rank = self.rank_access(id, AccessKind::Fetch, self.nodes[id].position + 1, now);
-                self.set_rank(id, rank);
-            }
-            Outcome::Done { .. } => {
-                self.give_back(id, to);
-                failed = Some(MissReason::Evicted);
-            }
-            Outcome::Corrupt => {
-                self.give_back(id, to);
-                failed = Some(MissReason::Corrupt);
-            }
-            Outcome::Failed(_) => {
-                self.give_back(id, to);
-                failed = Some(MissReason::TierDown);
-            }
-        }
+        let landing = self.land_slot(id, to, current, outcome, now);
         self.nvme.remove_reader(from);
         match outcome {
-            _ if lost => {}
-            Outcome::Done { .. } => {}
-            Outcome::Corrupt if current => self.quarantine_nvme(id),
-            Outcome::Corrupt => {}
+            _ if landing.lost => {}
+            Outcome::Done { .. } => self.counters.fetched += u64::from(current),
+            Outcome::Corrupt | Outcome::Missing if current => self.quarantine_nvme(id),
+            Outcome::Corrupt | Outcome::Missing => {}
             Outcome::Failed(fault) => self.device_failed(from.device(), Side::Read, fault, now),
         }
-        if displaced {
-            // Who waited was told then; who waits now waits for another.
-            self.unpin_slot(slot, Holder::Move);
+        self.landed(id, &landing, now);
+    }
+
+    fn get_ended(&mut self, id: NodeId, from: ObjectPlace, to: FillingSlot, outcome: Outcome, now: Time) {
+        let slot_bytes = u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes);
+        let (moved, took) = moved(outcome);
+        self.remotes.getting -= 1;
+        self.remotes.reads.ended(slot_bytes, moved, took, now);
+        let current = self.remotes.place(id) == Some(from);
+        let landing = self.land_slot(id, to, current, outcome, now);
+        match outcome {
+            _ if landing.lost => {}
+            Outcome::Done { .. } if current => {
+                self.counters.got += 1;
+                self.want_spill(id);
+            }
+            Outcome::Corrupt if current => self.quarantine_remote(id),
+            Outcome::Missing if current => self.drop_remote(id, MissReason::Evicted),
+            // What else fails is the shell's to judge: it says so with `set_object_up`.
+            Outcome::Done { .. } | Outcome::Corrupt | Outcome::Missing | Outcome::Failed(_) => {}
+        }
+        self.landed(id, &landing, now);
+    }
+
+    /// Publishes what came into a slot, or gives the slot back. `current`: the copy it came from is the node's still.
+    fn land_slot(&mut self, id: NodeId, to: FillingSlot, current: bool, outcome: Outcome, now: Time) -> Landing {
+        let slot = to.slot();
+        // Whatever was read into memory that is gone says nothing about the device or its copy.
+        let lost = self.dram.is_lost(slot.segment());
+        let displaced = (!self.fills(id, slot)).then_some(slot);
+        let failed = match outcome {
+            _ if lost => Some(MissReason::Evicted),
+            Outcome::Done { .. } if current => None,
+            Outcome::Done { .. } | Outcome::Missing => Some(MissReason::Evicted),
+            Outcome::Corrupt => Some(MissReason::Corrupt),
+            Outcome::Failed(_) => Some(MissReason::TierDown),
+        };
+        if failed.is_some() {
+            self.give_back(id, to);
         } else {
-            self.wake(id, failed, now);
+            if self.nodes[id].remote() {
+                self.clear_remote(id);
+            }
+            self.publish_dram(id, to.seal());
+            let rank = self.rank_access(id, AccessKind::Fetch, self.nodes[id].position + 1, now);
+            self.set_rank(id, rank);
+        }
+        Landing { lost, displaced, failed }
+    }
+
+    /// Tells who waited for a slot what came of it.
+    fn landed(&mut self, id: NodeId, landing: &Landing, now: Time) {
+        match landing.displaced {
+            // Who waited was told then; who waits now waits for another.
+            Some(slot) => self.unpin_slot(slot, Holder::Move),
+            None => self.wake(id, landing.failed, now),
         }
         self.unhold(id);
     }
@@ -149,7 +185,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.nvme.device_mut(slot.device()).vacating -= 1;
         match outcome {
             Outcome::Done { .. } => self.nvme.release(slot),
-            Outcome::Corrupt => self.nvme.device_mut(slot.device()).vacate_again(slot.raw()),
+            Outcome::Corrupt | Outcome::Missing => self.nvme.device_mut(slot.device()).vacate_again(slot.raw()),
             Outcome::Failed(fault) => {
                 self.nvme.device_mut(slot.device()).vacate_again(slot.raw());
                 self.device_failed(slot.device(), Side::Write, fault, now);
@@ -183,8 +219,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.nvme.remove_reader(slot);
         match outcome {
             Outcome::Done { .. } => {}
-            Outcome::Corrupt if current => self.quarantine_nvme(id),
-            Outcome::Corrupt => {}
+            Outcome::Corrupt | Outcome::Missing if current => self.quarantine_nvme(id),
+            Outcome::Corrupt | Outcome::Missing => {}
             Outcome::Failed(fault) => self.device_failed(slot.device(), Side::Read, fault, now),
         }
         self.unhold(id);
@@ -214,6 +250,6 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 fn moved(outcome: Outcome) -> (u64, Duration) {
     match outcome {
         Outcome::Done { bytes, took } => (bytes, took),
-        Outcome::Corrupt | Outcome::Failed(_) => (0, Duration::ZERO),
+        Outcome::Corrupt | Outcome::Missing | Outcome::Failed(_) => (0, Duration::ZERO),
     }
 }

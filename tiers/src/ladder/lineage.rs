@@ -64,6 +64,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub(super) fn free_if_empty(&mut self, id: NodeId) {
         let mut at = id;
         for _ in 0..EMPTY_PLACES_MAX {
+            self.forget_remote(at);
             let node = &self.nodes[at];
             let busy = flag::FILLING | flag::FETCHING | flag::SPILLING | flag::CUT;
             if node.holds > 0 || !node.leaf() || node.resident() || node.any(busy) {
@@ -108,6 +109,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         while let Some(at) = self.attaching.pop() {
             // Those that waited were passed over when their turn to be spilled came.
             self.want_spill(at);
+            self.want_upload(at);
             let mut child = self.nodes[at].first_child;
             while let Some(id) = child.get() {
                 let node = &mut self.nodes[id];

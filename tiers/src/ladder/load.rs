@@ -1,5 +1,7 @@
 //! Loads: what lies in the arena is granted at once, what lies below waits to be fetched, as far as that pays.
 
+use std::time::Duration;
+
 use kvd_proto::wire::slab::{Landed, LandedStatus};
 use kvd_proto::{MissReason, Tier, Time, checksum_seed};
 
@@ -70,7 +72,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             waiter: Some(waiter),
             owner: instance,
             path: path[landed..pays].to_vec(),
-            below: Vec::new(),
+            tiers: Vec::new(),
             cursor: 0,
             planned: 0,
             deadline,
@@ -123,6 +125,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             let node = &self.nodes[*id];
             if node.has(flag::DRAM_READY) {
                 gate.dram();
+            } else if node.remote() {
+                gate.fetch(&self.remotes.reads, u64::from(self.lanes.get(node.lane).slot_bytes));
             } else {
                 let device = self.nvme.devices.get(usize::from(node.device));
                 device.into_iter().for_each(|found| {
@@ -143,7 +147,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
         match tier {
             Tier::Nvme => self.counters.nvme_hits += 1,
-            Tier::Hbm | Tier::Dram | Tier::Object | Tier::Peer => self.counters.dram_hits += 1,
+            Tier::Object => self.counters.object_hits += 1,
+            Tier::Hbm | Tier::Dram | Tier::Peer => self.counters.dram_hits += 1,
         }
         let node = &self.nodes[id];
         let lane = self.lanes.get(node.lane);
@@ -194,7 +199,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             waiter: None,
             owner: instance,
             path,
-            below: Vec::new(),
+            tiers: Vec::new(),
             cursor: 0,
             planned: 0,
             deadline: now + self.config.prefetch_wait,
@@ -220,24 +225,36 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         Some(at)
     }
 
-    /// Blocks that a load of this prefix would have to fetch: (bytes, slowest tier). What fell from the arena is the end of a
-    /// chain, so the look ends at the first block from there that has not: a match must not walk what it has galloped over. A
-    /// copy that was lost in the middle is not counted.
-    pub(super) fn below(&self, deepest: NodeId, blocks: u32) -> (u64, Tier) {
+    /// What a load of this prefix would have to fetch: (slowest tier, how long it takes by what was measured). What fell from
+    /// the arena is the end of a chain, so the look ends at the first block from there that has not: a match must not walk
+    /// what it has galloped over. A copy that was lost in the middle is not counted.
+    pub(super) fn below(&self, deepest: NodeId, blocks: u32) -> (Tier, Duration) {
         let lane = self.lanes.get(self.nodes[deepest].lane);
-        if lane.held.below == 0 {
-            return (0, Tier::Dram);
-        }
-        let (mut at, mut count) = (deepest, 0);
-        for _ in 0..blocks {
-            if !self.nodes[at].below() {
-                break;
+        let slot_bytes = u64::from(lane.slot_bytes);
+        let (mut at, remote) = self.remote_end(deepest, blocks);
+        let mut estimate = match remote {
+            0 => Duration::ZERO,
+            remote => self.remotes.reads.estimate(u64::from(remote) * slot_bytes),
+        };
+        let mut fetched = 0;
+        if lane.held.below > 0 {
+            let end = at;
+            while fetched < blocks - remote && !at.is_none() && self.nodes[at].below() {
+                fetched += 1;
+                at = self.nodes[at].parent;
             }
-            count += 1;
-            let Some(parent) = self.nodes[at].parent.get() else { break };
-            at = parent;
+            if fetched > 0 {
+                let device = crate::DeviceId(self.nodes[end].device);
+                estimate += self.nvme.device(device).reads.estimate(u64::from(fetched) * slot_bytes);
+            }
         }
-        let tier = if count > 0 { Tier::Nvme } else { Tier::Dram };
-        (count * u64::from(lane.slot_bytes), tier)
+        let tier = if remote > 0 {
+            Tier::Object
+        } else if fetched > 0 {
+            Tier::Nvme
+        } else {
+            Tier::Dram
+        };
+        (tier, estimate)
     }
 }

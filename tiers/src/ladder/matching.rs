@@ -43,6 +43,19 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         want_lease: bool,
         now: Time,
     ) -> Matched {
+        self.match_gated(client, view, hashes, want_lease, None, now)
+    }
+
+    /// `gated`: blocks from this place on were left out, and why.
+    pub(super) fn match_gated(
+        &mut self,
+        client: ClientSlot,
+        view: ViewId,
+        hashes: &(impl HashSource + ?Sized),
+        want_lease: bool,
+        gated: Option<(u32, MissReason)>,
+        now: Time,
+    ) -> Matched {
         self.counters.matches += 1;
         self.settle_use();
         let missed = |miss| Matched { blocks: 0, lease: None, miss, slowest: None, estimate: Duration::ZERO };
@@ -56,7 +69,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let mut miss = None;
         if blocks < asked {
             let key = key_of(&group_key, hashes, blocks);
-            miss = Some(self.miss_reason(self.find(&key, lane), Some(&key)));
+            let gated = gated.filter(|(at, _)| *at == blocks).map(|(_, reason)| reason);
+            miss = gated.or_else(|| Some(self.miss_reason(self.find(&key, lane), Some(&key))));
         }
         if blocks == 0 {
             self.note_match(0, miss);
@@ -101,11 +115,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
         self.work.used = Some(used);
         self.note_match(blocks, miss);
-        let (bytes, slowest) = self.below(deepest, blocks);
-        let estimate = match bytes {
-            0 => Duration::ZERO,
-            bytes => self.nvme.device(crate::DeviceId(self.nodes[deepest].device)).reads.estimate(bytes),
-        };
+        let (slowest, estimate) = self.below(deepest, blocks);
         Matched { blocks, lease, miss, slowest: Some(slowest), estimate }
     }
 
@@ -159,7 +169,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         hashes: &(impl HashSource + ?Sized),
     ) -> (u32, NodeId) {
         // A device that is out takes its blocks out of many chains at once, without touching them.
-        let certain = !self.cascade_open() && (self.lanes.get(lane).held.below == 0 || self.all_devices_readable());
+        let remotes = self.remotes.up || self.remotes.len() == 0;
+        let certain =
+            !self.cascade_open() && remotes && (self.lanes.get(lane).held.below == 0 || self.all_devices_readable());
         if certain && let Some(found) = self.gallop(lane, group_key, hashes) {
             return found;
         }
@@ -238,7 +250,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// Why a block is not here.
     pub(super) fn miss_reason(&self, id: Option<NodeId>, key: Option<&BlockKey>) -> MissReason {
         if let Some(id) = id
-            && self.nodes[id].has(flag::NVME_READY)
+            && self.nodes[id].any(flag::NVME_READY | flag::REMOTE)
             && !self.readable(id)
         {
             return MissReason::TierDown;

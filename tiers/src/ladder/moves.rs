@@ -5,7 +5,7 @@ use std::time::Duration;
 use kvd_proto::wire::slab::Landed;
 use kvd_proto::{BlockHash, BlockKey, MissReason, Shard};
 
-use crate::ids::{ClientSlot, DeviceId, LeaseId, MoveId, NvmeSlot, RequestId, SlotEntry, SlotId, ZoneId};
+use crate::ids::{ClientSlot, DeviceId, LeaseId, MoveId, NvmeSlot, ObjectPlace, RequestId, SlotEntry, SlotId, ZoneId};
 
 /// One asynchronous move. Every move is answered by exactly one `finished`, in any order; the ladder gives none of its
 /// places away before. `expect` and `entry` are what the table must say, state `Resident`.
@@ -32,6 +32,26 @@ pub enum Move {
         to: SlotId,
         /// What must be found.
         expect: SlotEntry,
+    },
+    /// Object tier to DRAM, identity and every unit verified before it is done.
+    Get {
+        /// This move.
+        id: MoveId,
+        /// Where the record lies.
+        from: ObjectPlace,
+        /// A slot that is nobody else's until the answer.
+        to: SlotId,
+        /// What must be found.
+        expect: SlotEntry,
+    },
+    /// DRAM to the object tier. Done means: the tier has what it needs, or, with 0 bytes moved, knew the record already.
+    Put {
+        /// This move.
+        id: MoveId,
+        /// Where the record lies; it stays there.
+        from: SlotId,
+        /// What it is.
+        entry: SlotEntry,
     },
     /// The slot's entry goes from the device's table. Done means journaled: the slot may be written again.
     Vacate {
@@ -75,6 +95,8 @@ impl Move {
         match self {
             Self::Spill { id, .. }
             | Self::Fetch { id, .. }
+            | Self::Get { id, .. }
+            | Self::Put { id, .. }
             | Self::Vacate { id, .. }
             | Self::FormatZone { id, .. }
             | Self::Verify { id, .. }
@@ -117,6 +139,8 @@ pub enum Outcome {
     },
     /// The source is not what was expected: it is quarantined.
     Corrupt,
+    /// The object tier does not have the record any more.
+    Missing,
     /// The device failed; what was at the source is unknown, nothing came to be at the destination.
     Failed(DeviceFault),
 }
@@ -247,6 +271,8 @@ pub struct ExplainedRecord {
     pub dram: Option<SlotId>,
     /// Its copy on a device.
     pub nvme: Option<NvmeSlot>,
+    /// Its copy in the object tier, where that is the only one and somebody asked for it.
+    pub object: Option<ObjectPlace>,
     /// One of its copies can be read now.
     pub readable: bool,
     /// An operator pinned it.

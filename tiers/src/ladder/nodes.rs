@@ -58,6 +58,10 @@ pub(super) mod flag {
     pub(in super::super) const LOOSE: u16 = 1 << 10;
     /// Its copy in the arena is out of the order of eviction: the floor of its owner keeps it.
     pub(in super::super) const KEPT: u16 = 1 << 11;
+    /// Its only copy lies in the object tier, and somebody asked for it.
+    pub(in super::super) const REMOTE: u16 = 1 << 12;
+    /// It was given to the object tier, or came from there.
+    pub(in super::super) const UPLOADED: u16 = 1 << 13;
 }
 
 /// One record of one block, or the place of one that others hang on.
@@ -142,7 +146,12 @@ impl Node {
 
     /// A published copy exists.
     pub(super) fn resident(&self) -> bool {
-        self.any(flag::DRAM_READY | flag::NVME_READY)
+        self.any(flag::DRAM_READY | flag::NVME_READY | flag::REMOTE)
+    }
+
+    /// The only copy lies in the object tier.
+    pub(super) fn remote(&self) -> bool {
+        self.has(flag::REMOTE)
     }
 
     /// The only published copy lies on a device.

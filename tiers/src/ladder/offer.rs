@@ -220,6 +220,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let generation = self.next_generation();
         let node = &mut self.nodes[id];
         (node.generation, node.rank, node.meta_checksum) = (generation, rank.0, 0);
+        node.clear(flag::UPLOADED);
         let slot = vacant.slot();
         let filling = self.fill_slot(id, vacant, flag::FILLING, bid.owner);
         self.pin_slot(slot, Holder::Client(bid.client));

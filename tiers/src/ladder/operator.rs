@@ -64,7 +64,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// Why a block hits or misses.
     pub fn explain(&self, key: &BlockKey) -> Explained {
         let records: Vec<_> = self.records(key).into_iter().map(|id| self.explain_record(id)).collect();
-        let here = records.iter().any(|record| record.dram.is_some() || record.nvme.is_some());
+        let here =
+            records.iter().any(|record| record.dram.is_some() || record.nvme.is_some() || record.object.is_some());
         let readable = records.iter().any(|record| record.readable);
         let miss = match (here, readable) {
             (false, _) => Some(self.miss_reason(None, Some(key))),
@@ -89,6 +90,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             filling: node.has(flag::FILLING),
             dram: self.dram_slot(id).filter(|_| node.has(flag::DRAM_READY)),
             nvme: self.nvme_slot(id).filter(|_| node.has(flag::NVME_READY)),
+            object: self.remotes.place(id),
             readable: node.has(flag::DRAM_READY) || self.readable(id),
             pinned: node.has(flag::PINNED),
             leases: u32::from(node.holds),

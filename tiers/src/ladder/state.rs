@@ -16,10 +16,11 @@ use super::nodes::{NodeId, Nodes};
 use super::nvme_space::NvmeSpace;
 use super::pins::Pins;
 use super::port::SlotTable;
+use super::remote::Remotes;
 use super::stats::Counters;
 use super::waiting::Loads;
 use super::work::Work;
-use crate::ids::{DeviceId, MoveId, NvmeSlot, SlotId, ZoneId};
+use crate::ids::{DeviceId, MoveId, NvmeSlot, ObjectPlace, SlotId, ZoneId};
 use crate::policy::{Policy, Rank};
 
 /// What a move in flight holds.
@@ -27,6 +28,8 @@ use crate::policy::{Policy, Rank};
 pub(super) enum Flight {
     Spill { node: NodeId, generation: u32, from: SlotId, to: NvmeSlot },
     Fetch { node: NodeId, from: NvmeSlot, to: FillingSlot },
+    Get { node: NodeId, from: ObjectPlace, to: FillingSlot },
+    Put { node: NodeId, from: SlotId },
     Vacate { slot: NvmeSlot },
     Format { device: DeviceId, zone: ZoneId },
     VerifyDram { node: NodeId, slot: SlotId },
@@ -48,6 +51,7 @@ pub struct Ladder<T: SlotTable, P: Policy> {
     pub(super) loads: Loads,
     pub(super) dram: DramSpace,
     pub(super) nvme: NvmeSpace,
+    pub(super) remotes: Remotes,
     pub(super) pins: Pins,
     pub(super) ghosts: Ghosts,
     pub(super) counters: Counters,
@@ -88,6 +92,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             loads: Loads::new(config.loads_max),
             dram: DramSpace::new(config.dram_segments, config.classes_max),
             nvme: NvmeSpace::new(config.devices.iter().map(|device| device.zones), config.classes_max),
+            remotes: Remotes::new(config.object.is_some()),
             pins: Pins::default(),
             ghosts: Ghosts::new(config.ghosts),
             counters: Counters::default(),
@@ -112,7 +117,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     fn nodes_max(config: &LadderConfig) -> u32 {
         let extents = u64::from(config.dram_segments) + config.devices.iter().map(|d| u64::from(d.zones)).sum::<u64>();
         let slots = extents << crate::SLOT_INDEX_BITS;
-        let more = u64::from(config.orphans_max) + u64::from(config.leases_max) + 4096;
+        let remotes = config.object.map_or(0, |object| u64::from(object.remotes_max));
+        let more = remotes + u64::from(config.orphans_max) + u64::from(config.leases_max) + 4096;
         u32::try_from(slots + more).unwrap_or(u32::MAX)
     }
 

@@ -28,6 +28,8 @@ pub struct Counters {
     pub dram_hits: u64,
     /// Blocks granted to loads that had to be fetched.
     pub nvme_hits: u64,
+    /// Blocks granted to loads that had to be fetched from the object tier.
+    pub object_hits: u64,
     /// First misses of matches and early ends of loads, by [`MissReason`] in the order of `MissReason::ALL`.
     pub missed: [u64; MissReason::ALL.len()],
     /// Calls of `offer`.
@@ -52,12 +54,24 @@ pub struct Counters {
     pub spilled: u64,
     /// Fetches that landed.
     pub fetched: u64,
+    /// Records that the object tier took.
+    pub uploaded: u64,
+    /// Records that the object tier had already.
+    pub uploads_known: u64,
+    /// Records that were not given to the object tier: too many waited, they fell before their turn, or it failed.
+    pub uploads_dropped: u64,
+    /// Records of the object tier that matches asked for.
+    pub imported: u64,
+    /// Records of the object tier that landed.
+    pub got: u64,
     /// Blocks that prefetches asked for.
     pub prefetched: u64,
     /// Copies in the arena that were not what they should be.
     pub corrupt_dram: u64,
     /// Copies on devices that were not what they should be.
     pub corrupt_nvme: u64,
+    /// Records of the object tier that were not what they should be.
+    pub corrupt_object: u64,
     /// Moves that a device failed.
     pub device_failures: u64,
     /// Copies read by scrubs.
@@ -132,6 +146,25 @@ pub struct DeviceStats {
     pub vacating: u32,
 }
 
+/// The object tier as the ladder sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectStats {
+    /// Requests are worth making.
+    pub up: bool,
+    /// Nodes of records that lie only there.
+    pub remotes: u32,
+    /// Fetches in flight.
+    pub getting: u32,
+    /// Records being given to it.
+    pub putting: u32,
+    /// Records that wait to be given to it.
+    pub upload_queue: u32,
+    /// Measured bandwidth of fetches, bytes per second; 0 before the first.
+    pub read_bytes_per_second: u64,
+    /// Bytes fetched.
+    pub bytes_read: u64,
+}
+
 /// The ladder as it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
@@ -155,6 +188,8 @@ pub struct Stats {
     pub dram_bytes_used: u64,
     /// Devices, in order.
     pub devices: Vec<DeviceStats>,
+    /// The object tier; `None` where there is none.
+    pub object: Option<ObjectStats>,
     /// Engine instances with a living process.
     pub instances: u32,
     /// Open views.
@@ -222,6 +257,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             + self.index.memory_bytes()
             + self.dram.memory_bytes()
             + self.nvme.memory_bytes()
+            + self.remotes.memory_bytes()
             + self.ghosts.memory_bytes()
             + self.leases.memory_bytes()
             + self.instances.iter().map(|instance| instance.kept.memory_bytes()).sum::<usize>()
@@ -249,6 +285,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             dram_slots_used,
             dram_bytes_used,
             devices: self.nvme.ids().map(|device| self.device_stats(device)).collect(),
+            object: self.config.object.map(|_| self.object_stats()),
             instances: self.instances.iter().filter(|instance| instance.clients != 0).count() as u32,
             views: self.views.len() as u32,
             leases: self.leases.used(),
@@ -263,6 +300,18 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             draining: self.work.draining(),
             cascade_open: self.cascade_open(),
             memory_bytes: self.memory_bytes() as u64,
+        }
+    }
+
+    fn object_stats(&self) -> ObjectStats {
+        ObjectStats {
+            up: self.remotes.up,
+            remotes: self.remotes.len() as u32,
+            getting: self.remotes.getting,
+            putting: self.remotes.putting,
+            upload_queue: self.remotes.uploads.len() as u32,
+            read_bytes_per_second: self.remotes.reads.bytes_per_second(),
+            bytes_read: self.remotes.reads.moved_bytes,
         }
     }
 

@@ -31,8 +31,8 @@ pub(super) struct Load {
     pub(super) owner: u8,
     /// The blocks, each held until it landed.
     pub(super) path: Vec<NodeId>,
-    /// Which of them lay below when the load began.
-    pub(super) below: Vec<bool>,
+    /// Where each of them lay when the load began.
+    pub(super) tiers: Vec<Tier>,
     /// The first that has not landed.
     pub(super) cursor: u32,
     /// The first that was not looked at for a fetch.
@@ -100,7 +100,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         for id in &load.path {
             let node = &mut self.nodes[*id];
             node.holds += 1;
-            load.below.push(!node.has(flag::DRAM_READY));
+            let here = node.has(flag::DRAM_READY);
+            load.tiers.push(if here { Tier::Dram } else { self.tier_below(*id) });
         }
         self.loads.serial += 1;
         let serial = self.loads.serial;
@@ -158,8 +159,13 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     fn fetch(&mut self, id: NodeId, owner: u8, now: Time) -> Fetch {
-        let from = self.nvme_slot(id).expect("a readable copy has a slot");
-        if self.nvme.device(from.device()).fetching >= self.config.fetches_max {
+        let remote = self.nodes[id].remote();
+        let from = self.nvme_slot(id).filter(|_| !remote);
+        let busy = match from {
+            Some(from) => self.nvme.device(from.device()).fetching >= self.config.fetches_max,
+            None => self.config.object.is_none_or(|object| self.remotes.getting >= object.gets_max),
+        };
+        if busy {
             return Fetch::Busy;
         }
         let (class, slot_bytes) = {
@@ -168,6 +174,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         };
         let Ok(vacant) = self.take_dram(class, &Ask { owner, admission: None }) else { return Fetch::NoSlot };
         let filling = self.fill_slot(id, vacant, flag::FETCHING, owner);
+        let Some(from) = from else {
+            self.get(id, filling, now);
+            return Fetch::Started;
+        };
         self.hold(id);
         self.nvme.add_reader(from);
         let device = self.nvme.device_mut(from.device());
@@ -217,7 +227,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 self.plan(serial, now);
                 return;
             }
-            let tier = if load.below[cursor as usize] { Tier::Nvme } else { Tier::Dram };
+            let tier = load.tiers[cursor as usize];
             let landed = waiter.map(|waiter| self.land(id, waiter.client, waiter.lease, tier));
             let load = self.loads.loads.get_mut(&serial).expect("it was there");
             load.cursor += 1;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use kvd_proto::Time;
 
-use super::background::VERIFIES_MAX;
 use super::matching::Use;
 use super::moves::Move;
 use super::pins::Holder;
@@ -135,6 +134,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.work_vacates();
         self.work_spills((self.config.work_per_call / 4).max(1), now);
         self.work_vacates();
+        self.work_uploads();
         self.feed(now);
     }
 
@@ -191,7 +191,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let idle = self.leases.idle_front().map(|touched| touched + self.config.lease_idle);
         let orphan = self.orphans.front().map(|(until, _, _)| *until);
         let devices = self.nvme.devices.iter().filter_map(|device| device.breaker.timeout()).min();
-        let scrub = (self.work.scrubbing && self.work.verifying < VERIFIES_MAX).then_some(self.work.scrub_next);
+        let scrub = (self.work.scrubbing && !self.scrub_waits()).then_some(self.work.scrub_next);
         [idle, orphan, devices, scrub, self.work.memory_retry].into_iter().fold(self.loads.deadline(), earliest)
     }
 

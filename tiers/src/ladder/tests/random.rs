@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 
 use super::world::{Kind, World, client, hash, instance, kind};
 use crate::ids::{LeaseId, SlotState, ViewId};
-use crate::ladder::{Counters, DeviceConfig, DeviceFault, LadderConfig, LoadState, Outcome, Purge};
+use crate::ladder::{Counters, DeviceConfig, DeviceFault, LadderConfig, LoadState, ObjectConfig, Outcome, Purge};
 use crate::{DeviceId, NvmeSlot, SegmentId};
 
 const CLIENTS: u8 = 4;
@@ -33,6 +33,7 @@ struct Play {
     actors: Vec<Actor>,
     requests: u64,
     out_of_order: bool,
+    object_up: bool,
     /// What ladders before the last restart counted.
     counted: Counted,
 }
@@ -56,6 +57,13 @@ fn config(random: &mut SmallRng) -> LadderConfig {
         work_per_call: random.random_range(1..20),
         floor_bytes: random.random_range(0..3) * (8 << 20),
         gate: random.random_bool(0.5),
+        object: random.random_bool(0.7).then(|| ObjectConfig {
+            writes: random.random_bool(0.9),
+            gets_max: 2,
+            puts_max: 2,
+            queue_max: 4,
+            remotes_max: random.random_range(1..12),
+        }),
         ..LadderConfig::new(random.random_range(1..5), devices)
     }
 }
@@ -82,6 +90,7 @@ impl Play {
             actors: Vec::new(),
             requests: 0,
             out_of_order: false,
+            object_up: true,
             counted: Counted::new(),
         };
         for number in 0..CLIENTS {
@@ -124,7 +133,12 @@ impl Play {
     }
 
     /// Length of the prefix that the tables name, block by block: the oracle.
-    fn plain_walk(&self, kind: usize, hashes: &[BlockHash]) -> u32 {
+    fn plain_walk(&self, kind: usize, view: ViewId, hashes: &[BlockHash]) -> u32 {
+        self.walk(kind, view, hashes, false)
+    }
+
+    /// The same with what the catalog knows, where that is asked.
+    fn walk(&self, kind: usize, view: ViewId, hashes: &[BlockHash], catalog: bool) -> u32 {
         let spec = &self.kinds[kind].spec;
         let key = |index: usize| spec.group_key.block(&hashes[index]);
         let named = |entry: &crate::SlotEntry, index: usize| {
@@ -135,11 +149,15 @@ impl Play {
         };
         let here = |index: usize| {
             let dram = self.world.ladder.table().entries.values().any(|entry| named(entry, index));
+            let remote = self.object_up && self.world.ladder.lies_remote(view, &key(index));
             // A device's table may name what the ladder already gave up: then its entry waits to be vacated.
-            dram || self.world.disks.iter().enumerate().any(|(number, disk)| {
-                self.world.ladder.device_readable(DeviceId(number as u8))
-                    && disk.table.iter().any(|(slot, entry)| named(entry, index) && self.known(*slot))
-            })
+            let cataloged = catalog && self.world.store.find(key(index), &spec.shard).is_some();
+            dram || remote
+                || cataloged
+                || self.world.disks.iter().enumerate().any(|(number, disk)| {
+                    self.world.ladder.device_readable(DeviceId(number as u8))
+                        && disk.table.iter().any(|(slot, entry)| named(entry, index) && self.known(*slot))
+                })
         };
         (0..hashes.len()).take_while(|index| here(*index)).count() as u32
     }
@@ -172,18 +190,34 @@ impl Play {
         let hashes = self.chain();
         let lease = self.random.random_bool(0.6);
         let kind = Self::kinds_of(number).start + view;
-        let expected = self.plain_walk(kind, &hashes);
         let id = self.actors[usize::from(number)].views[view];
+        let expected = self.plain_walk(kind, id, &hashes);
         if self.random.random_bool(0.1) {
             self.world.ladder.prefetch(client(number), id, &hashes, self.world.now);
             self.world.settle();
         }
-        let expected = expected.min(self.plain_walk(kind, &hashes));
+        let expected = expected.min(self.plain_walk(kind, id, &hashes));
+        if self.world.ladder.config().object.is_some() && self.random.random_bool(0.5) {
+            return self.matching_remote(number, id, kind, &hashes, lease);
+        }
         let found = self.world.matched(number, id, &hashes, lease);
         if found.miss != Some(kvd_proto::MissReason::Quota) {
             assert_eq!(found.blocks, expected, "a match equals a plain walk");
         }
         assert!(found.blocks <= expected);
+        assert_eq!(found.miss.is_none(), found.blocks == hashes.len() as u32);
+        if let Some(lease) = found.lease {
+            self.actors[usize::from(number)].matches.push((lease, found.blocks));
+        }
+    }
+
+    /// What the catalog knows comes behind what is here, as far as there is room for it.
+    fn matching_remote(&mut self, number: u8, view: ViewId, kind: usize, hashes: &[BlockHash], lease: bool) {
+        let here = self.plain_walk(kind, view, hashes);
+        let most = self.walk(kind, view, hashes, true);
+        let found = self.world.matched_remote(number, view, &self.kinds[kind].clone(), hashes, lease);
+        let quota = found.miss == Some(kvd_proto::MissReason::Quota);
+        assert!(found.blocks <= most && (quota || found.blocks >= here), "{here} <= {} <= {most}", found.blocks);
         assert_eq!(found.miss.is_none(), found.blocks == hashes.len() as u32);
         if let Some(lease) = found.lease {
             self.actors[usize::from(number)].matches.push((lease, found.blocks));
@@ -288,7 +322,11 @@ impl Play {
         let key = self.kinds[0].spec.group_key.block(&hash(self.random.random_range(0..BLOCKS)));
         let now = self.world.now;
         let ladder = &mut self.world.ladder;
-        match self.random.random_range(0..11) {
+        match self.random.random_range(0..12) {
+            11 => {
+                self.object_up ^= true;
+                ladder.set_object_up(self.object_up, now);
+            }
             0 => assert!(ladder.pin(&key, true) < 3),
             1 | 2 => assert!(ladder.pin(&key, false) < 3),
             3 => {
@@ -310,8 +348,17 @@ impl Play {
         self.world.settle();
     }
 
-    /// A copy on a device rots.
+    /// A copy on a device or in the object tier rots, or goes.
     fn flipping(&mut self) {
+        let records = &mut self.world.store.records;
+        if !records.is_empty() && self.random.random_bool(0.5) {
+            let place = *records.keys().nth(self.random.random_range(0..records.len())).unwrap();
+            match self.random.random_bool(0.8) {
+                true => drop(records.insert(place, None)),
+                false => drop(records.remove(&place)),
+            }
+            return;
+        }
         if self.world.disks.is_empty() {
             return;
         }
@@ -330,6 +377,7 @@ impl Play {
         }
         self.count();
         self.world.restart();
+        self.object_up = true;
         for number in 0..CLIENTS {
             self.actors[usize::from(number)] = self.join(number);
             if self.random.random_bool(0.8) {
@@ -394,7 +442,7 @@ fn play(seed: u64, steps: u32) -> Counted {
     play.counted
 }
 
-fn counts(counters: &Counters) -> [(&'static str, u64); 14] {
+fn counts(counters: &Counters) -> [(&'static str, u64); 18] {
     [
         ("committed", counters.committed),
         ("fetched", counters.fetched),
@@ -410,6 +458,10 @@ fn counts(counters: &Counters) -> [(&'static str, u64); 14] {
         ("restored", counters.restored),
         ("verified", counters.verified),
         ("leases_expired", counters.leases_expired),
+        ("uploaded", counters.uploaded),
+        ("imported", counters.imported),
+        ("got", counters.got),
+        ("corrupt_object", counters.corrupt_object),
     ]
 }
 

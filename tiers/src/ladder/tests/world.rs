@@ -7,11 +7,12 @@ use kvd_proto::wire::slab::{Granted, GrantedStatus, Landed, LandedStatus};
 use kvd_proto::{BlockHash, BlockKey, GroupKey, InstanceId, Interleave, NamespaceDigest, Shard, TenantKey, Time};
 
 use crate::ids::{
-    ClientSlot, DeviceId, FencedSlot, LeaseId, MoveId, NvmeSlot, RequestId, RestoredPlace, RestoredRecord,
+    ClientSlot, DeviceId, FencedSlot, LeaseId, MoveId, NvmeSlot, ObjectPlace, RequestId, RestoredPlace, RestoredRecord,
     RestoredSegment, RestoredZone, SegmentId, SlotEntry, SlotId, SlotState, TenantId, ViewId, ZoneId,
 };
 use crate::ladder::{
-    DeviceFault, Ladder, LadderConfig, LoadState, Matched, Move, Offer, Outcome, SlotTable, VerifyPlace, ViewSpec,
+    DeviceFault, Ladder, LadderConfig, LoadState, Matched, Move, Offer, Outcome, RemoteChain, RemoteRecord, SlotTable,
+    VerifyPlace, ViewSpec,
 };
 use crate::policy::{Adaptive, Lru, Policy};
 
@@ -101,6 +102,37 @@ pub(super) struct Disk {
     pub(super) bytes: BTreeMap<NvmeSlot, Option<Bytes>>,
 }
 
+/// The object tier and its catalog: what lies where, and what is said to.
+#[derive(Default, Clone)]
+pub(super) struct Store {
+    pub(super) records: BTreeMap<ObjectPlace, Option<Bytes>>,
+    pub(super) catalog: BTreeMap<(BlockKey, String), RemoteRecord>,
+    packs: u32,
+}
+
+impl Store {
+    fn name(key: BlockKey, shard: &Shard) -> (BlockKey, String) {
+        (key, format!("{shard:?}"))
+    }
+
+    pub(super) fn find(&self, key: BlockKey, shard: &Shard) -> Option<RemoteRecord> {
+        self.catalog.get(&Self::name(key, shard)).copied()
+    }
+
+    fn put(&mut self, entry: &SlotEntry, bytes: Bytes) -> u64 {
+        let name = Self::name(entry.key, &entry.shard);
+        if self.catalog.contains_key(&name) {
+            return 0;
+        }
+        self.packs += 1;
+        let place = ObjectPlace { pack: self.packs, offset: 0, bytes: entry.payload_bytes + 4096 };
+        self.records.insert(place, Some(bytes));
+        let record = RemoteRecord { place, generation: entry.generation, meta_checksum: entry.meta_checksum };
+        self.catalog.insert(name, record);
+        u64::from(place.bytes)
+    }
+}
+
 /// One (tenant, shard) that clients use.
 #[derive(Clone)]
 pub(super) struct Kind {
@@ -137,6 +169,7 @@ pub(super) struct World {
     pub(super) ladder: Ladder<Arena, Box<dyn Policy>>,
     adaptive: bool,
     pub(super) disks: Vec<Disk>,
+    pub(super) store: Store,
     pub(super) moves: BTreeMap<MoveId, Move>,
     pub(super) replies: Vec<(RequestId, Landed)>,
     pub(super) ends: BTreeMap<RequestId, super::super::moves::LoadEnd>,
@@ -166,6 +199,7 @@ impl World {
             ladder: Ladder::new(config, Arena::default(), Self::policy(adaptive)),
             adaptive,
             disks,
+            store: Store::default(),
             moves: BTreeMap::new(),
             replies: Vec::new(),
             ends: BTreeMap::new(),
@@ -215,6 +249,15 @@ impl World {
                     "{from:?} is named so"
                 );
             }
+            Move::Put { from, entry, .. } => {
+                assert_eq!(arena.entries[from].key, entry.key);
+                arena.moving.insert(*from);
+            }
+            Move::Get { to, .. } => {
+                assert_eq!(arena.entries[to].state, SlotState::Filling);
+                arena.bytes.insert(*to, None);
+                arena.moving.insert(*to);
+            }
             Move::Vacate { .. } | Move::FormatZone { .. } | Move::Verify { .. } | Move::Probe { .. } => {}
         }
     }
@@ -244,7 +287,10 @@ impl World {
         let mut outcome = done(0);
         match &ended {
             Move::Spill { from, to, entry, .. } => {
-                arena.moving.remove(from);
+                let uploaded = |other: &Move| matches!(other, Move::Put { from: slot, .. } if slot == from);
+                if !self.moves.values().any(uploaded) {
+                    arena.moving.remove(from);
+                }
                 let disk = &mut self.disks[usize::from(to.device().0)];
                 let found = arena.bytes.get(from).copied().flatten();
                 if found != Some((entry.key, entry.generation, entry.meta_checksum)) {
@@ -264,6 +310,34 @@ impl World {
                 } else if trouble.is_none() {
                     arena.bytes.insert(*to, found);
                     outcome = done(u64::from(disk.zones[&from.zone()]));
+                }
+            }
+            Move::Put { from, entry, .. } => {
+                // A spill of the same slot may go on.
+                let spilled = |other: &Move| matches!(other, Move::Spill { from: slot, .. } if slot == from);
+                if !self.moves.values().any(spilled) {
+                    arena.moving.remove(from);
+                }
+                match arena.bytes.get(from).copied().flatten() {
+                    Some(found) if found == (entry.key, entry.generation, entry.meta_checksum) => {
+                        if trouble.is_none() {
+                            outcome = done(self.store.put(entry, found));
+                        }
+                    }
+                    _ => outcome = Outcome::Corrupt,
+                }
+            }
+            Move::Get { from, to, expect, .. } => {
+                arena.moving.remove(to);
+                match self.store.records.get(from) {
+                    None => outcome = Outcome::Missing,
+                    Some(found) if *found == Some((expect.key, expect.generation, expect.meta_checksum)) => {
+                        if trouble.is_none() {
+                            arena.bytes.insert(*to, *found);
+                            outcome = done(u64::from(from.bytes));
+                        }
+                    }
+                    Some(_) => outcome = Outcome::Corrupt,
                 }
             }
             Move::Vacate { slot, .. } => {
@@ -292,7 +366,7 @@ impl World {
             Move::Probe { .. } => {}
         }
         if let Some(fault) = trouble
-            && outcome != Outcome::Corrupt
+            && !matches!(outcome, Outcome::Corrupt | Outcome::Missing)
             && !matches!(ended, Move::Verify { place: VerifyPlace::Dram(_), .. })
         {
             outcome = Outcome::Failed(fault);
@@ -325,6 +399,24 @@ impl World {
 
     pub(super) fn matched(&mut self, number: u8, view: ViewId, hashes: &[BlockHash], lease: bool) -> Matched {
         let found = self.ladder.match_prefix(client(number), view, hashes, lease, self.now);
+        self.settle();
+        found
+    }
+
+    /// A match that asks the catalog where the ladder falls short.
+    pub(super) fn matched_remote(
+        &mut self,
+        number: u8,
+        view: ViewId,
+        kind: &Kind,
+        hashes: &[BlockHash],
+        lease: bool,
+    ) -> Matched {
+        let first = self.ladder.blocks_here(view, hashes);
+        let keys = hashes[first as usize..].iter().map(|hash| kind.spec.group_key.block(hash));
+        let records: Vec<_> = keys.map_while(|key| self.store.find(key, &kind.spec.shard)).collect();
+        let remote = RemoteChain { first, records: &records };
+        let found = self.ladder.match_remote(client(number), view, hashes, remote, lease, self.now);
         self.settle();
         found
     }

@@ -1,0 +1,316 @@
+//! The object tier as the ladder sees it: records that others can fetch, and records that it can.
+//!
+//! Which records lie there the ladder does not know; a catalog does. What a match asked the catalog about comes in as *remote*
+//! nodes: children of what is here, bounded in number, in the closure like any other, and forgotten as soon as nobody holds
+//! them. One that lands in the arena is remote no longer.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use kvd_proto::{MissReason, Tier, Time};
+
+use super::gate::{Edge, Gate};
+use super::guards::FillingSlot;
+use super::lanes::{HashSource, key_of};
+use super::moves::{Matched, Move, Outcome};
+use super::nodes::{NodeId, flag};
+use super::pins::Holder;
+use super::port::SlotTable;
+use super::state::{Flight, Ladder};
+use crate::ids::{ClientSlot, ObjectPlace, SlotId, SlotState, ViewId, newer};
+use crate::policy::Policy;
+
+/// A record that the catalog knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteRecord {
+    /// Where it lies.
+    pub place: ObjectPlace,
+    /// Generation under which it was sealed.
+    pub generation: u32,
+    /// The checksum of its metadata: the anchor of trust.
+    pub meta_checksum: u64,
+}
+
+/// What the catalog knows of a chain.
+#[derive(Debug, Clone, Copy)]
+pub struct RemoteChain<'a> {
+    /// Place in the chain of the first record.
+    pub first: u32,
+    /// Records of consecutive blocks.
+    pub records: &'a [RemoteRecord],
+}
+
+/// The object tier.
+#[derive(Debug, Default)]
+pub(super) struct Remotes {
+    /// Requests are worth making.
+    pub(super) up: bool,
+    /// Where the remote nodes lie.
+    places: BTreeMap<NodeId, ObjectPlace>,
+    /// Records that wait to be given to the tier, oldest first.
+    pub(super) uploads: VecDeque<(NodeId, u32)>,
+    pub(super) getting: u32,
+    pub(super) putting: u32,
+    pub(super) reads: Edge,
+}
+
+impl Remotes {
+    pub(super) fn new(up: bool) -> Self {
+        Self { up, ..Self::default() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    pub(super) fn place(&self, id: NodeId) -> Option<ObjectPlace> {
+        self.places.get(&id).copied()
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.places.len() * 2 * size_of::<(NodeId, ObjectPlace)>()
+            + self.uploads.capacity() * size_of::<(NodeId, u32)>()
+    }
+}
+
+impl<T: SlotTable, P: Policy> Ladder<T, P> {
+    /// Whether the object tier answers. While it does not, its records are misses and nothing is given to it.
+    pub fn set_object_up(&mut self, up: bool, now: Time) {
+        self.remotes.up = up;
+        self.work_some(now);
+    }
+
+    /// How long a prefix of the chain is here, without asking the object tier or telling the policy.
+    pub fn blocks_here(&self, view: ViewId, hashes: &(impl HashSource + ?Sized)) -> u32 {
+        self.views.get(view).map_or(0, |found| self.longest_prefix(found.lane, &found.group_key, hashes).0)
+    }
+
+    /// [`Ladder::match_prefix`] with what the catalog knows of the same chain. Records that a load would not fetch because
+    /// computing them again is faster are left out.
+    pub fn match_remote(
+        &mut self,
+        client: ClientSlot,
+        view: ViewId,
+        hashes: &(impl HashSource + ?Sized),
+        remote: RemoteChain<'_>,
+        want_lease: bool,
+        now: Time,
+    ) -> Matched {
+        let known = remote.records.len();
+        let pays = self.remotes_that_pay(view, known);
+        let gated = (pays < known).then_some((remote.first + pays as u32, MissReason::SlowerThanRecompute));
+        let tip = self.import(view, hashes, RemoteChain { records: &remote.records[..pays], ..remote }, now);
+        // Holds the newcomers until the match has said how many of them it wants.
+        tip.into_iter().for_each(|tip| self.hold(tip));
+        let matched = self.match_gated(client, view, hashes, want_lease, gated, now);
+        tip.into_iter().for_each(|tip| self.unhold(tip));
+        matched
+    }
+
+    /// [`Ladder::prefetch`] with what the catalog knows of the same chain.
+    pub fn prefetch_remote(
+        &mut self,
+        client: ClientSlot,
+        view: ViewId,
+        hashes: &(impl HashSource + ?Sized),
+        remote: RemoteChain<'_>,
+        now: Time,
+    ) -> u32 {
+        let tip = self.import(view, hashes, remote, now);
+        tip.into_iter().for_each(|tip| self.hold(tip));
+        let count = self.prefetch(client, view, hashes, now);
+        tip.into_iter().for_each(|tip| self.unhold(tip));
+        count
+    }
+
+    /// Whether everything that was to be given to the object tier has been, as far as it takes anything.
+    pub fn uploads_done(&self) -> bool {
+        self.remotes.putting == 0 && (self.remotes.uploads.is_empty() || !self.remotes.up)
+    }
+
+    fn remotes_that_pay(&self, view: ViewId, count: usize) -> usize {
+        let Some(found) = self.views.get(view).filter(|_| self.config.gate) else { return count };
+        let Some(mut gate) = Gate::new(found.speed) else { return count };
+        let bytes = u64::from(self.lanes.get(found.lane).slot_bytes);
+        (0..count).for_each(|_| gate.fetch(&self.remotes.reads, bytes));
+        gate.paying() as usize
+    }
+
+    /// Makes nodes of records behind what is here. Returns the last block of the chain that is here then, if it is remote.
+    fn import(
+        &mut self,
+        view: ViewId,
+        hashes: &(impl HashSource + ?Sized),
+        remote: RemoteChain<'_>,
+        now: Time,
+    ) -> Option<NodeId> {
+        let max = self.config.object?.remotes_max as usize;
+        let found = self.views.get(view)?;
+        let (lane, group_key) = (found.lane, found.group_key);
+        let mut tip = match remote.first.checked_sub(1) {
+            Some(before) => self
+                .find(&key_of(&group_key, hashes, before), lane)
+                .filter(|id| self.nodes[*id].has(flag::ATTACHED) && self.nodes[*id].position == before)?,
+            None => NodeId::NONE,
+        };
+        let end = hashes.len().saturating_sub(remote.first) as usize;
+        for (position, record) in (remote.first..).zip(&remote.records[..remote.records.len().min(end)]) {
+            let key = key_of(&group_key, hashes, position);
+            let id = match self.find(&key, lane) {
+                Some(id) => {
+                    let node = &self.nodes[id];
+                    if node.position != position || node.parent != tip || node.any(flag::LOOSE | flag::CUT) {
+                        break;
+                    }
+                    if node.has(flag::ATTACHED) {
+                        tip = id;
+                        continue;
+                    }
+                    // Somebody is bringing it, or waits for its ancestors.
+                    let busy = node.resident() || node.any(flag::FILLING | flag::FETCHING | flag::SPILLING);
+                    if busy || self.remotes.len() >= max {
+                        break;
+                    }
+                    id
+                }
+                None if self.remotes.len() >= max => break,
+                None => match self.add_node(key, lane, position, tip) {
+                    Some(id) => id,
+                    None => break,
+                },
+            };
+            // Its slot shall get a generation behind that when its space is given away.
+            if newer(record.generation, self.generation) {
+                self.generation = record.generation;
+            }
+            let rank = tip.get().map_or(0, |parent| self.nodes[parent].rank);
+            let held = &mut self.lanes.get_mut(lane).held;
+            let node = &mut self.nodes[id];
+            (node.generation, node.meta_checksum, node.rank) = (record.generation, record.meta_checksum, rank);
+            held.take(node);
+            node.set(flag::REMOTE | flag::UPLOADED);
+            held.add(node);
+            self.remotes.places.insert(id, record.place);
+            self.counters.imported += 1;
+            self.attach_or_wait(id, now);
+            tip = id;
+        }
+        tip.get().filter(|id| self.nodes[*id].remote())
+    }
+
+    /// The copy in the object tier is not this node's any more.
+    pub(super) fn clear_remote(&mut self, id: NodeId) {
+        let node = &mut self.nodes[id];
+        debug_assert!(node.has(flag::REMOTE));
+        let held = &mut self.lanes.get_mut(node.lane).held;
+        held.take(node);
+        node.clear(flag::REMOTE);
+        held.add(node);
+        self.remotes.places.remove(&id);
+    }
+
+    /// A remote node that nobody holds and nothing hangs on is of no use: the catalog knows it better.
+    pub(super) fn forget_remote(&mut self, id: NodeId) {
+        let node = &self.nodes[id];
+        if node.remote() && node.holds == 0 && node.leaf() && !node.any(flag::FETCHING | flag::CUT) {
+            self.clear_remote(id);
+            self.nodes[id].clear(flag::ATTACHED | flag::PINNED);
+        }
+    }
+
+    /// Starts to bring a remote record into the slot that was filled for it.
+    pub(super) fn get(&mut self, id: NodeId, to: FillingSlot, now: Time) {
+        let from = self.remotes.place(id).expect("a remote node has a place");
+        self.hold(id);
+        self.remotes.getting += 1;
+        self.remotes.reads.started(u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes), now);
+        let slot = to.slot();
+        let expect = self.entry(id, SlotState::Resident);
+        let move_id = self.start(Flight::Get { node: id, from, to });
+        self.moves.push_back(Move::Get { id: move_id, from, to: slot, expect });
+    }
+
+    /// What the catalog pointed at is not what was stored: it is never asked for again here.
+    pub(super) fn quarantine_remote(&mut self, id: NodeId) {
+        self.counters.corrupt_object += 1;
+        self.drop_remote(id, MissReason::Corrupt);
+    }
+
+    pub(super) fn drop_remote(&mut self, id: NodeId, reason: MissReason) {
+        self.hold(id);
+        self.clear_remote(id);
+        self.vanished(id, reason);
+        self.unhold(id);
+    }
+
+    /// The record shall be given to the object tier when its turn comes. Of more than may wait the oldest goes.
+    pub(super) fn want_upload(&mut self, id: NodeId) {
+        let Some(object) = self.config.object.filter(|object| object.writes) else { return };
+        let node = &mut self.nodes[id];
+        if !node.has(flag::DRAM_READY | flag::ATTACHED) || node.has(flag::UPLOADED) || self.work.restoring {
+            return;
+        }
+        node.set(flag::UPLOADED);
+        let generation = node.generation;
+        if self.remotes.uploads.len() >= object.queue_max as usize {
+            self.remotes.uploads.pop_front();
+            self.counters.uploads_dropped += 1;
+        }
+        self.remotes.uploads.push_back((id, generation));
+    }
+
+    /// Gives the tier as many records as it takes at a time.
+    pub(super) fn work_uploads(&mut self) {
+        let Some(object) = self.config.object else { return };
+        while self.remotes.up && self.remotes.putting < object.puts_max {
+            let Some((id, generation)) = self.remotes.uploads.pop_front() else { return };
+            let here = self.nodes.live(id.0).filter(|id| {
+                let node = &self.nodes[*id];
+                node.generation == generation && node.has(flag::DRAM_READY | flag::ATTACHED)
+            });
+            let Some(id) = here else {
+                self.counters.uploads_dropped += 1;
+                continue;
+            };
+            let from = self.dram_slot(id).expect("a published copy has a slot");
+            self.hold(id);
+            self.pin_slot(from, Holder::Move);
+            self.remotes.putting += 1;
+            let entry = self.entry(id, SlotState::Resident);
+            let move_id = self.start(Flight::Put { node: id, from });
+            self.moves.push_back(Move::Put { id: move_id, from, entry });
+        }
+    }
+
+    pub(super) fn put_ended(&mut self, id: NodeId, from: SlotId, outcome: Outcome) {
+        self.remotes.putting -= 1;
+        let current = self.nodes[id].has(flag::DRAM_READY) && self.nodes[id].dram == from.raw();
+        self.unpin_slot(from, Holder::Move);
+        match outcome {
+            Outcome::Done { bytes: 0, .. } => self.counters.uploads_known += 1,
+            Outcome::Done { .. } => self.counters.uploaded += 1,
+            Outcome::Corrupt if current => self.quarantine_dram(id),
+            Outcome::Corrupt => {}
+            Outcome::Missing | Outcome::Failed(_) => self.counters.uploads_dropped += 1,
+        }
+        self.unhold(id);
+    }
+
+    /// Blocks at the end of a matched chain that a load would have to get from the object tier: (the deepest block above
+    /// them, how many).
+    pub(super) fn remote_end(&self, deepest: NodeId, blocks: u32) -> (NodeId, u32) {
+        let (mut at, mut count) = (deepest, 0);
+        if self.remotes.len() == 0 {
+            return (at, 0);
+        }
+        while count < blocks && !at.is_none() && self.nodes[at].remote() {
+            count += 1;
+            at = self.nodes[at].parent;
+        }
+        (at, count)
+    }
+
+    /// The tier that a block which is not in the arena comes from.
+    pub(super) fn tier_below(&self, id: NodeId) -> Tier {
+        if self.nodes[id].has(flag::REMOTE) { Tier::Object } else { Tier::Nvme }
+    }
+}

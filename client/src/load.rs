@@ -30,6 +30,8 @@ pub struct Loaded {
     pub from_dram: u32,
     /// Of these blocks, those that came from NVMe.
     pub from_nvme: u32,
+    /// Of these blocks, those that came from the object tier.
+    pub from_object: u32,
     /// Copies that did not match their checksums and were reported.
     pub corrupt: u32,
 }
@@ -150,6 +152,7 @@ impl View {
                 loaded.blocks += 1;
                 match tier {
                     Some(Tier::Nvme) => loaded.from_nvme += 1,
+                    Some(Tier::Object) => loaded.from_object += 1,
                     _ => loaded.from_dram += 1,
                 }
             }

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::machine::Machine;
+use crate::object::options::StoreUrl;
 
 pub use check::{DAEMON_BYTES, SOCKET_PATH_BYTES_MAX, check};
 pub use defaults::{admin_socket_of, default_socket};
@@ -115,6 +116,8 @@ pub struct Tiers {
     pub dram: Dram,
     /// Disks.
     pub nvme: Nvme,
+    /// An object store.
+    pub object: Object,
 }
 
 /// The DRAM tier.
@@ -145,6 +148,43 @@ pub struct Nvme {
     pub read_bandwidth_max: Rate,
     /// Cap on writes over all of them.
     pub write_bandwidth_max: Rate,
+}
+
+/// The object tier.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Object {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Where the store is.
+    pub url: StoreUrl,
+    /// Bytes that this node may keep in it.
+    pub share: Size,
+    /// The server that speaks S3, where it is not AWS.
+    pub endpoint: Option<String>,
+    /// The region of an S3 bucket.
+    pub region: Option<String>,
+    /// Whether the name of an S3 bucket goes into the path.
+    pub path_style: bool,
+    /// Certificate authorities to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Credentials for S3, in the format of AWS.
+    pub credentials_file: Option<PathBuf>,
+    /// Bytes of one pack.
+    pub pack_bytes: Size,
+    /// Age at which a pack is uploaded.
+    pub pack_age: Span,
+    /// Age at which a pack is deleted; zero for never.
+    pub expire_after: Span,
+    /// After how long without a read a pack is deleted; zero for never.
+    pub idle_after: Span,
+    /// How long the store may be silent.
+    pub request_timeout: Span,
+    /// Requests in flight at most.
+    pub requests_max: u32,
+    /// How often the packs of other nodes are asked for.
+    pub sync_every: Span,
+    /// Whether anything is written.
+    pub writable: bool,
 }
 
 /// Holds of engines.

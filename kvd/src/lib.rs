@@ -9,6 +9,7 @@
 //! | [`config`] | the configuration: sources, checks, explanation, reload |
 //! | [`core`](mod@core) | the core thread: the ladder and the shells that carry out its moves |
 //! | [`session`] | the engines' Unix socket: handshake, descriptors, deaths |
+//! | [`object`] | the object tier's side of the process: the store's client |
 //! | [`machine`] | the facts of the host, behind a trait |
 //! | [`doctor`] | checks of machine and configuration, with remedies |
 //! | [`service`] | gRPC admin, health, reflection; the only home of `.proto` types beside the command line |
@@ -23,6 +24,7 @@ pub mod core;
 pub mod doctor;
 pub mod machine;
 pub mod metrics;
+pub mod object;
 pub mod service;
 pub mod session;
 pub mod telemetry;

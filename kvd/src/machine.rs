@@ -3,6 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::core::ObjectOptions;
+use crate::object::store::{Probe, ProbeError};
+
 pub use system::SystemMachine;
 
 #[cfg(test)]
@@ -108,6 +111,11 @@ pub trait Machine {
     fn socket(&self, path: &Path) -> SocketState;
     /// Whether some process holds a lock on this file.
     fn is_locked(&self, file: &Path) -> bool;
+    /// Whether a store is fit for the object tier: it is written to and read, with a deadline.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn probe_store(&self, options: &ObjectOptions) -> Result<Probe, ProbeError>;
     /// Bytes that may be locked in memory; `None` without a limit.
     fn memlock_bytes(&self) -> Option<u64>;
     /// File descriptors this process may hold.

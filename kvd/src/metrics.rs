@@ -5,6 +5,7 @@
 
 pub mod counters;
 mod endpoint;
+pub mod object;
 mod registry;
 
 pub use endpoint::serve_http;

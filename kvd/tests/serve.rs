@@ -26,7 +26,9 @@ impl Daemon {
         let config = folder.path().join("kvd.toml");
         let arena = folder.path().join("arena");
         let sizes = "[tiers.dram]\ncapacity = \"64MiB\"\npath = ";
-        let text = format!("{sizes}{arena:?}\n[tiers.nvme]\ncapacity = \"192MiB\"\n{settings}");
+        let text = format!(
+            "{sizes}{arena:?}\n[tiers.nvme]\ncapacity = \"192MiB\"\n[tiers.object]\nenabled = false\n{settings}"
+        );
         std::fs::write(&config, text).expect("written");
         let log = std::fs::File::create(folder.path().join("log")).expect("a log");
         let child =

@@ -158,6 +158,7 @@ fn spawn(scratch: &Scratch, options: &DaemonOptions) -> (Child, PathBuf) {
         ("data_dir", scratch.data().display().to_string()),
         ("socket", scratch.socket().display().to_string()),
         ("tiers.dram.path", scratch.dram().display().to_string()),
+        ("tiers.object.enabled", "false".to_owned()),
     ];
     let given = options.set.iter().map(|(key, value)| (key.as_str(), value.clone()));
     for (key, value) in fixed.into_iter().chain(given) {

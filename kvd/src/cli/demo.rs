@@ -1,5 +1,6 @@
 //! `kvd demo`: what kvd is for, in one command. Serves with the defaults from a folder of its own, replays the built-in
-//! production trace as an engine, kills the daemon half way with SIGKILL, restarts it, and shows what survived.
+//! production trace as an engine, kills the daemon twice with SIGKILL - the second time its memory and its disk are lost as
+//! well - restarts it, and shows what survived.
 
 use std::fs::File;
 use std::io;
@@ -52,9 +53,15 @@ pub struct DemoArgs {
 struct Shown {
     before_kill: Report,
     after_kill: Report,
+    /// After the second kill, with which the arena and the NVMe file went: what is hit then comes from the object tier.
+    after_loss: Report,
     restart_ms: u64,
+    restart_after_loss_ms: u64,
     wrong_blocks: u64,
 }
+
+/// Of the requests, how many are played before the first kill and before the second.
+const KILLS_AT: [f64; 2] = [0.4, 0.7];
 
 /// A daemon of the demo's own; killed with the value.
 struct Daemon(Child);
@@ -142,6 +149,15 @@ impl Stage {
     fn kill_daemon(&self) {
         self.with_daemon(|daemon| drop(daemon.take()));
     }
+
+    /// What a node loses with its memory and its disk.
+    fn lose_node(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.dram)? {
+            let path = entry?.path();
+            if path.is_dir() { std::fs::remove_dir_all(path)? } else { std::fs::remove_file(path)? }
+        }
+        std::fs::remove_file(self.folder.join("nvme.kvd"))
+    }
 }
 
 impl Drop for Stage {
@@ -209,30 +225,42 @@ pub fn run(args: &DemoArgs, output: Output) -> Outcome {
         compute: false,
     };
     let mut player = Player::connect(&options)?;
-    let half = trace.requests.len() / 2;
+    let kills = KILLS_AT.map(|share| (trace.requests.len() as f64 * share) as u64);
     let bar = forced_bar(trace.requests.len() as u64);
     let played = AtomicU64::new(0);
-    let (mut before, mut after) = (Tally::default(), Tally::default());
+    let mut acts = [Tally::default(), Tally::default(), Tally::default()];
     let started = Instant::now();
-    let mut killed = None;
-    let first_epoch = player.epoch();
-    let restarted = thread::scope(|scope| {
-        // The kill comes from the side, while the engine is in the middle of whatever it does then.
+    let mut ends = Vec::new();
+    let mut epoch = player.epoch();
+    let restarts = thread::scope(|scope| {
+        // The kills come from the side, while the engine is in the middle of whatever it does then.
         let killer = scope.spawn(|| {
-            // Relaxed: only a count, nothing is read under it.
-            while played.load(Ordering::Relaxed) < half as u64 {
-                thread::sleep(Duration::from_micros(500));
-            }
-            stage.kill_daemon();
-            let again = Instant::now();
-            stage.start_daemon().map(|()| again.elapsed())
+            kills
+                .into_iter()
+                .enumerate()
+                .map(|(number, at)| {
+                    // Relaxed: only a count, nothing is read under it.
+                    while played.load(Ordering::Relaxed) < at {
+                        thread::sleep(Duration::from_micros(500));
+                    }
+                    stage.kill_daemon();
+                    if number > 0 {
+                        stage.lose_node()?;
+                    }
+                    let again = Instant::now();
+                    stage.start_daemon().map(|()| again.elapsed())
+                })
+                .collect::<Result<Vec<_>, Failure>>()
         });
         for (index, request) in trace.requests.iter().enumerate() {
-            let tally = if player.epoch() == first_epoch { &mut before } else { &mut after };
-            player.play(request, trace.requests.get(index + 1), tally);
-            if killed.is_none() && player.epoch() != first_epoch {
-                killed = Some(started.elapsed());
-                bar.suspend(|| eprintln!("SIGKILL after {index} requests; restarted, the engine has joined again"));
+            player.play(request, trace.requests.get(index + 1), &mut acts[ends.len()]);
+            if player.epoch() != epoch && ends.len() < KILLS_AT.len() {
+                epoch = player.epoch();
+                ends.push(started.elapsed());
+                let lost = if ends.len() > 1 { ", memory and disk lost" } else { "" };
+                bar.suspend(|| {
+                    eprintln!("SIGKILL after {index} requests{lost}; restarted, the engine has joined again")
+                });
             }
             bar.inc(1);
             // Relaxed: see above.
@@ -241,33 +269,42 @@ pub fn run(args: &DemoArgs, output: Output) -> Outcome {
         killer.join().expect("the killer does not panic")
     });
     bar.finish_and_clear();
-    let restart = restarted?;
-    let split = killed.unwrap_or_else(|| started.elapsed());
-    let before_kill = before.report(split, 0.0);
-    let after_kill = after.report(started.elapsed() - split, 0.0);
-    let wrong_blocks = before_kill.wrong_blocks + after_kill.wrong_blocks;
-    let restart_ms = u64::try_from(restart.as_millis()).unwrap_or(u64::MAX);
-    let shown = Shown { before_kill, after_kill, restart_ms, wrong_blocks };
+    let restarts = restarts?;
+    ends.resize(KILLS_AT.len(), started.elapsed());
+    let [before, after, loss] = acts;
+    let before_kill = before.report(ends[0], 0.0);
+    let after_kill = after.report(ends[1] - ends[0], 0.0);
+    let after_loss = loss.report(started.elapsed() - ends[1], 0.0);
+    let wrong_blocks = before_kill.wrong_blocks + after_kill.wrong_blocks + after_loss.wrong_blocks;
+    let millis = |at: usize| restarts.get(at).map_or(0, |took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    let (restart_ms, restart_after_loss_ms) = (millis(0), millis(1));
+    let shown = Shown { before_kill, after_kill, after_loss, restart_ms, restart_after_loss_ms, wrong_blocks };
     output.show(&shown, show)?;
     Ok(if wrong_blocks == 0 { Exit::Ok } else { Exit::Failure })
 }
 
 fn show(shown: &Shown) -> String {
     let share = |part: u64, of: u64| if of == 0 { 0.0 } else { part as f64 * 100.0 / of as f64 };
+    let of_tier = |r: &Report, hits: u64| format!("{hits} ({:.1} %)", share(hits, r.blocks_asked));
     let row = |name: &str, value: &dyn Fn(&Report) -> String| {
-        vec![name.to_owned(), value(&shown.before_kill), value(&shown.after_kill)]
+        let acts = [&shown.before_kill, &shown.after_kill, &shown.after_loss];
+        std::iter::once(name.to_owned()).chain(acts.map(value)).collect::<Vec<_>>()
     };
     let rows = [
         row("requests", &|r| r.requests.to_string()),
         row("blocks asked", &|r| r.blocks_asked.to_string()),
         row("hits", &|r| format!("{} ({:.1} %)", r.blocks_hit, r.hit_rate * 100.0)),
-        row("  from dram", &|r| format!("{} ({:.1} %)", r.hit_by_tier.dram, share(r.hit_by_tier.dram, r.blocks_asked))),
-        row("  from nvme", &|r| format!("{} ({:.1} %)", r.hit_by_tier.nvme, share(r.hit_by_tier.nvme, r.blocks_asked))),
+        row("  from dram", &|r| of_tier(r, r.hit_by_tier.dram)),
+        row("  from nvme", &|r| of_tier(r, r.hit_by_tier.nvme)),
+        row("  from object", &|r| of_tier(r, r.hit_by_tier.object)),
         row("loaded", &|r| format!("{} at {:.2} GB/s", rough(r.bytes_loaded), r.load_gbps)),
         row("stored", &|r| format!("{} at {:.2} GB/s", rough(r.bytes_stored), r.store_gbps)),
         row("match p50 / p99", &|r| format!("{} / {} us", r.match_us.p50, r.match_us.p99)),
         row("wrong blocks", &|r| r.wrong_blocks.to_string()),
     ];
-    let text = table(&["", "before SIGKILL", "after"], rows);
-    format!("{text}\nready again {} ms after the kill; wrong blocks: {}", shown.restart_ms, shown.wrong_blocks)
+    let text = table(&["", "before SIGKILL", "after", "memory and disk lost"], rows);
+    format!(
+        "{text}\nready again {} ms after the kill, {} ms after the loss of memory and disk; wrong blocks: {}",
+        shown.restart_ms, shown.restart_after_loss_ms, shown.wrong_blocks
+    )
 }

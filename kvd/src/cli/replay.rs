@@ -171,7 +171,7 @@ fn show(report: &Report) -> String {
     super::output::pairs(&[
         ("requests", report.requests.to_string()),
         ("blocks hit", format!("{} of {} ({:.1} %)", report.blocks_hit, report.blocks_asked, report.hit_rate * 100.0)),
-        ("by tier", format!("dram {}, nvme {}", by_tier.dram, by_tier.nvme)),
+        ("by tier", format!("dram {}, nvme {}, object {}", by_tier.dram, by_tier.nvme, by_tier.object)),
         ("misses", if misses.is_empty() { "none".into() } else { misses.join(", ") }),
         ("loaded", format!("{} at {:.2} GB/s", rough(report.bytes_loaded), report.load_gbps)),
         ("stored", format!("{} at {:.2} GB/s", rough(report.bytes_stored), report.store_gbps)),

@@ -125,6 +125,7 @@ fn not_started(error: ServeError) -> Failure {
         | ServeError::Listen(_)
         | ServeError::Device(_)
         | ServeError::Arena(_)
+        | ServeError::Object(_)
         | ServeError::System { .. } => Exit::Failure,
     };
     let failure = Failure::new(code, error.to_string());

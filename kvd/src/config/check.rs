@@ -11,6 +11,8 @@ use super::units::{Size, rough};
 use super::{Loaded, NvmeIo};
 use crate::metrics::counters::DEVICES_MAX as NVME_PATHS_MAX;
 
+mod object;
+
 /// Memory that the daemon takes beside its pool: code, tables for 2 M records (128 bytes each), queues, staging.
 pub const DAEMON_BYTES: u64 = 512 << 20;
 
@@ -33,6 +35,7 @@ pub fn check(loaded: &Loaded, machine: &dyn Machine) -> Vec<Problem> {
     checker.sockets();
     checker.dram();
     checker.nvme();
+    checker.object();
     checker.tenant();
     checker.problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
     checker.problems

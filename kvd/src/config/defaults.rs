@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use crate::machine::{EntryKind, Machine};
 
-use super::file::{File, LogFormat, NvmeIo, PolicyName};
+use super::file::{File, LogFormat, NvmeIo, ObjectFile, PolicyName};
 use super::units::{Rate, Size, Span};
 use super::{
-    Admin, Config, Dram, Gate, Lease, Load, Log, Match, Metrics, Nvme, Otlp, Session, Telemetry, Tenant, Tiers,
+    Admin, Config, Dram, Gate, Lease, Load, Log, Match, Metrics, Nvme, Object, Otlp, Session, Telemetry, Tenant, Tiers,
 };
+use crate::object::options::StoreUrl;
 
 /// Both tiers are carved in pieces of this size.
 pub(super) const PIECE_BYTES: u64 = 64 << 20;
@@ -17,6 +18,18 @@ const DRAM_BYTES_MAX: u64 = 4 << 30;
 /// An arena that is on disk for want of anything better stays small.
 const DISK_ARENA_BYTES_MAX: u64 = 256 << 20;
 const NVME_BYTES_MAX: u64 = 16 << 30;
+const OBJECT_FOLDER_BYTES_MAX: u64 = 16 << 30;
+/// A bucket has no end of its own: a bound that nobody notices on a bill, and that holds some days of one node.
+const OBJECT_BUCKET_BYTES: u64 = 256 << 30;
+/// Uploads of this size run at the speed of the network; the records in it are shared two seconds after they were stored.
+const PACK_BYTES: u64 = 64 << 20;
+const PACK_AGE: Duration = Duration::from_secs(2);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const REQUESTS_MAX: u32 = 32;
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// Less is a request for every few records; more is held in memory for long before it is sent as one.
+pub(super) const PACK_BYTES_MIN: u64 = 1 << 20;
+pub(super) const PACK_BYTES_MAX: u64 = 1 << 30;
 /// Sessions are numbered in a 64-bit set of the arena's tables.
 pub(super) const SESSIONS_MAX: u32 = 64;
 const LEASE_IDLE: Duration = Duration::from_secs(60);
@@ -92,6 +105,7 @@ pub(super) fn fill(file: File, machine: &dyn Machine) -> Config {
                 read_bandwidth_max: file.tiers.nvme.read_bandwidth_max.unwrap_or(Rate(None)),
                 write_bandwidth_max: file.tiers.nvme.write_bandwidth_max.unwrap_or(Rate(None)),
             },
+            object: object(file.tiers.object, &data_dir, machine),
         },
         policy: file.policy.unwrap_or(PolicyName::Adaptive),
         lease: Lease {
@@ -158,4 +172,40 @@ fn nvme_capacity(paths: &[PathBuf], machine: &dyn Machine) -> Size {
     }
     let free = machine.filesystem(first).map_or(0, |fs| fs.free_bytes);
     whole_pieces((free / 4).min(NVME_BYTES_MAX))
+}
+
+fn object(file: ObjectFile, data_dir: &Path, machine: &dyn Machine) -> Object {
+    let given = file.url.is_some();
+    let url = file.url.unwrap_or_else(|| StoreUrl::Folder(data_dir.join("objects")));
+    let room = url.folder().map(|path| machine.filesystem(path).map_or(0, |fs| fs.free_bytes) / 4);
+    let share = file.share.unwrap_or_else(|| match room {
+        Some(room) => whole_pieces(room.min(OBJECT_FOLDER_BYTES_MAX)),
+        None => Size(OBJECT_BUCKET_BYTES),
+    });
+    // Where there is no room, and nobody has asked for it, the tier is left out rather than a start refused.
+    let roomy = given || room.is_none_or(|room| room >= PIECE_BYTES);
+    Object {
+        enabled: file.enabled.unwrap_or(roomy),
+        path_style: file.path_style.unwrap_or(file.endpoint.is_some()),
+        // A share of eight packs at least: what goes to make room should be a small part of what there is.
+        pack_bytes: file.pack_bytes.unwrap_or(pack_bytes(share)),
+        url,
+        share,
+        endpoint: file.endpoint,
+        region: file.region,
+        ca_file: file.ca_file.map(absolute),
+        credentials_file: file.credentials_file.map(absolute),
+        pack_age: file.pack_age.unwrap_or(Span(PACK_AGE)),
+        expire_after: file.expire_after.unwrap_or_default(),
+        idle_after: file.idle_after.unwrap_or_default(),
+        request_timeout: file.request_timeout.unwrap_or(Span(REQUEST_TIMEOUT)),
+        requests_max: file.requests_max.unwrap_or(REQUESTS_MAX),
+        sync_every: file.sync_every.unwrap_or(Span(SYNC_EVERY)),
+        writable: file.writable.unwrap_or(true),
+    }
+}
+
+fn pack_bytes(share: Size) -> Size {
+    let eighth = share.0 / 8 / PACK_BYTES_MIN * PACK_BYTES_MIN;
+    Size(eighth.clamp(PACK_BYTES_MIN, PACK_BYTES))
 }

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::units::{Rate, Size, Span};
+use crate::object::options::StoreUrl;
 
 /// Configuration of `kvd serve`.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -92,6 +93,7 @@ pub(super) struct OtlpFile {
 pub(super) struct TiersFile {
     pub(super) dram: DramFile,
     pub(super) nvme: NvmeFile,
+    pub(super) object: ObjectFile,
 }
 
 /// The DRAM tier.
@@ -134,6 +136,60 @@ pub(super) struct NvmeFile {
     /// Cap on writes over all devices, against wear and against reads that wait behind writes.
     #[schemars(extend("x-default" = "unlimited", "x-example" = "\"500MiB/s\""))]
     pub(super) write_bandwidth_max: Option<Rate>,
+}
+
+/// The object tier.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ObjectFile {
+    /// Keep blocks in an object store too, which other nodes may share: a block that one has stored is then found by all.
+    #[schemars(extend("x-default" = "true; false where url is not given and less than 256MiB are free for its default", "x-example" = "false"))]
+    pub(super) enabled: Option<bool>,
+    /// Where the store is: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder. Nodes share it that have the same address and the same tenant secret. Who may ask is said by the environment (AWS_ACCESS_KEY_ID, AWS_WEB_IDENTITY_TOKEN_FILE, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME, ...), never in this file.
+    #[schemars(extend("x-default" = "the folder data_dir/objects", "x-example" = "\"s3://kv-cache/llm\""))]
+    pub(super) url: Option<StoreUrl>,
+    /// Bytes that this node may keep in the store; its own oldest packs go first. The shares of all nodes sum to what the bucket may hold.
+    #[schemars(extend("x-default" = "256GiB in a bucket; in a folder 1/4 of the free disk, at most 16GiB", "x-example" = "\"2TiB\""))]
+    pub(super) share: Option<Size>,
+    /// The server that speaks S3, where it is not AWS: http://host:port or https://host:port.
+    #[schemars(extend("x-default" = "off", "x-secret" = true, "x-example" = "\"http://10.0.0.1:9000\""))]
+    pub(super) endpoint: Option<String>,
+    /// The region of an S3 bucket.
+    #[schemars(extend("x-default" = "AWS_REGION or AWS_DEFAULT_REGION of the environment, else us-east-1", "x-example" = "\"eu-central-1\""))]
+    pub(super) region: Option<String>,
+    /// Put the name of an S3 bucket into the path of a request (host/bucket/key) instead of the host (bucket.host/key).
+    #[schemars(extend("x-default" = "true where tiers.object.endpoint is given", "x-example" = "false"))]
+    pub(super) path_style: Option<bool>,
+    /// File with certificates (PEM) of the authorities to trust beside the system's, for a store with a certificate of one's own.
+    #[schemars(extend("x-default" = "off", "x-example" = "\"/etc/kvd/store-ca.pem\""))]
+    pub(super) ca_file: Option<PathBuf>,
+    /// File with the credentials for S3 in the format of AWS, profile [default], mode 0600; read again when it changes.
+    #[schemars(extend("x-default" = "off: those of the environment, or of the instance", "x-example" = "\"/etc/kvd/s3-credentials\""))]
+    pub(super) credentials_file: Option<PathBuf>,
+    /// Bytes of records that are put into one object, 1MiB to 1GiB: larger ones cost fewer requests, smaller ones are shared sooner.
+    #[schemars(extend("x-default" = "64MiB, less where tiers.object.share is below 512MiB", "x-example" = "\"128MiB\""))]
+    pub(super) pack_bytes: Option<Size>,
+    /// After how long a pack is uploaded although it is not full: how late other nodes may learn of a block.
+    #[schemars(extend("x-default" = "2s", "x-example" = "\"10s\""))]
+    pub(super) pack_age: Option<Span>,
+    /// Age at which a pack is deleted, used or not; 0s for never.
+    #[schemars(extend("x-default" = "0s", "x-example" = "\"7days\""))]
+    pub(super) expire_after: Option<Span>,
+    /// After how long without a read a pack is deleted; 0s for never.
+    #[schemars(extend("x-default" = "0s", "x-example" = "\"2days\""))]
+    pub(super) idle_after: Option<Span>,
+    /// How long the store may be silent before a request is given up and made again; an upload has a second more for every 4 MiB.
+    #[schemars(extend("x-default" = "10s", "x-example" = "\"3s\""))]
+    pub(super) request_timeout: Option<Span>,
+    /// The most requests in flight, 1 to 256.
+    #[schemars(extend("x-default" = "32", "x-example" = "64"), range(min = 1, max = 256))]
+    pub(super) requests_max: Option<u32>,
+    /// How often the packs of other nodes are asked for. Each time costs list requests, which clouds charge for.
+    #[schemars(extend("x-default" = "1s", "x-example" = "\"5s\""))]
+    pub(super) sync_every: Option<Span>,
+    /// Write to the store. A node that does not only reads what others have stored, and needs no right to write.
+    #[schemars(extend("x-default" = "true", "x-example" = "false"))]
+    pub(super) writable: Option<bool>,
 }
 
 /// Holds of engines on blocks.

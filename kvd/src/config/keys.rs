@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn every_key_is_described_with_default_and_example() {
         let keys = keys();
-        assert!(keys.len() >= 23, "{}", keys.len());
+        assert!(keys.len() >= 39, "{}", keys.len());
         for key in &keys {
             assert!(key.description.len() > 20, "{} has no description", key.path);
             assert!(!key.default.is_empty() && !key.example.is_empty() && !key.kind.is_empty(), "{key:?}");
@@ -161,6 +161,8 @@ mod tests {
             ("log.levl", "log.level"),
             ("dram.prefault", "tiers.dram.prefault"),
             ("tiers.nvme.path", "tiers.nvme.paths"),
+            ("tiers.object.uri", "tiers.object.url"),
+            ("object.sync_every", "tiers.object.sync_every"),
         ] {
             assert_eq!(suggest(wrong, &keys).as_deref(), Some(right), "{wrong}");
         }

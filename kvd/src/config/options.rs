@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use kvd_proto::TenantKey;
 
-use super::{Config, NvmeIo, PolicyName};
-use crate::core::{DramOptions, IoChoice, NvmeOptions, PolicyChoice, ServeOptions, TenantOptions};
+use super::{Config, NvmeIo, PolicyName, Span};
+use crate::core::{DramOptions, IoChoice, NvmeOptions, ObjectOptions, PolicyChoice, ServeOptions, TenantOptions};
 
 const SECRET_BYTES_MIN: usize = 16;
 const SECRET_BYTES_MAX: u64 = 4096;
@@ -73,6 +73,7 @@ impl Config {
                 read_bytes_per_second_max: nvme.read_bandwidth_max.0,
                 write_bytes_per_second_max: nvme.write_bandwidth_max.0,
             }),
+            object: self.object_options(),
             policy: match self.policy {
                 PolicyName::Lru => PolicyChoice::Lru,
                 PolicyName::Adaptive => PolicyChoice::Adaptive,
@@ -83,6 +84,29 @@ impl Config {
             load_deadline: self.load.deadline.0,
             gate_enabled: self.gate.enabled,
             stop_deadline: STOP_DEADLINE,
+        })
+    }
+
+    /// What a client of the object tier's store needs; `None` where there is no object tier.
+    pub fn object_options(&self) -> Option<ObjectOptions> {
+        let object = &self.tiers.object;
+        let bound = |span: Span| (!span.0.is_zero()).then_some(span.0);
+        object.enabled.then(|| ObjectOptions {
+            url: object.url.clone(),
+            share_bytes: object.share.0,
+            endpoint: object.endpoint.clone(),
+            region: object.region.clone(),
+            path_style: object.path_style,
+            ca_file: object.ca_file.clone(),
+            credentials_file: object.credentials_file.clone(),
+            pack_bytes: object.pack_bytes.0,
+            pack_age: object.pack_age.0,
+            expire_after: bound(object.expire_after),
+            idle_after: bound(object.idle_after),
+            request_timeout: object.request_timeout.0,
+            requests_max: object.requests_max as usize,
+            sync_every: object.sync_every.0,
+            writable: object.writable,
         })
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::machine::fake::FakeMachine;
-use crate::machine::{Filesystem, MemoryLimit};
+use crate::machine::{Entry, EntryKind, Filesystem, MemoryLimit};
 
 fn load_text(text: &str) -> (tempfile::TempDir, Result<Loaded, ConfigError>) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -125,6 +125,123 @@ fn without_any_configuration_the_sizes_fit_the_machine() {
     let remarks = loaded.checked(&small).expect("it serves all the same");
     assert!(
         remarks[0].to_string().contains("tiers.dram.path: /home/kv/.local/state/kvd/arena is on ext4, not in memory"),
+        "{remarks:?}"
+    );
+}
+
+#[test]
+fn the_object_tier_is_a_folder_of_this_node_unless_somebody_says_otherwise() {
+    let machine = FakeMachine::healthy();
+    let object = with(&[], &machine).config.object_options().expect("on");
+    assert_eq!(object.url, StoreUrl::Folder("/home/kv/.local/state/kvd/objects".into()));
+    assert_eq!((object.share_bytes, object.pack_bytes), (16 << 30, 64 << 20));
+    assert!(object.writable && !object.path_style && object.expire_after.is_none() && object.idle_after.is_none());
+
+    // A quarter of what is free at most, and packs that fit into it; where there is next to nothing, no tier.
+    let free = |bytes| {
+        let mut machine = FakeMachine::healthy();
+        let disk = Filesystem { kind: "ext4".into(), free_bytes: bytes, total_bytes: 9 << 30, read_only: false };
+        machine.filesystems.insert("/".into(), disk);
+        machine
+    };
+    let machine = free(1 << 30);
+    let loaded = with(&["tiers.nvme.enabled=false"], &machine);
+    let object = loaded.config.object_options().expect("on");
+    assert_eq!((object.share_bytes, object.pack_bytes), (256 << 20, 32 << 20));
+    assert_eq!(check(&loaded, &machine), []);
+    let machine = free(255 << 20);
+    let loaded = with(&["tiers.nvme.enabled=false"], &machine);
+    assert_eq!(loaded.config.object_options(), None);
+    assert_eq!(check(&loaded, &machine), []);
+
+    let machine = FakeMachine::healthy();
+    let bucket = ["tiers.object.url=s3://kv-cache/llm", "tiers.object.endpoint=http://10.0.0.1:9000"];
+    let object = with(&bucket, &machine).config.object_options().expect("on");
+    assert!(object.path_style, "as those want it who are not AWS");
+    assert_eq!(object.share_bytes, 256 << 30);
+    let times = ["tiers.object.expire_after=7days", "tiers.object.idle_after=1h"];
+    let object = with(&times, &machine).config.object_options().expect("on");
+    let hour = std::time::Duration::from_secs(3600);
+    assert_eq!((object.expire_after, object.idle_after), (Some(hour * 24 * 7), Some(hour)));
+    assert_eq!(with(&["tiers.object.enabled=false"], &machine).config.object_options(), None);
+}
+
+#[test]
+fn an_address_of_no_store_is_refused_where_it_stands() {
+    let said = refusal_of("[tiers.object]\nurl = \"s4://bucket\"\n");
+    assert_eq!(
+        said,
+        "kvd.toml:2:1: tiers.object.url: `s4://` is not spoken here: did you mean `s3://`?\n  remedy: for example tiers.object.url = \"s3://kv-cache/llm\""
+    );
+    let said = refusal_of("[tiers.object]\nurl = \"s3://me:hunter2@bucket\"\n");
+    assert!(said.contains("credentials do not belong into an address") && !said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn what_does_not_fit_together_in_the_object_tier_is_refused_with_its_key() {
+    const S3: &str = "tiers.object.url=s3://kv-cache/llm";
+    const HTTP: &str = "tiers.object.endpoint=http://10.0.0.1:9000";
+    let mut machine = FakeMachine::healthy();
+    machine.variables.insert("AWS_ACCESS_KEY_ID", "id".into());
+    let file = |mode| Entry { kind: EntryKind::File, uid: 1000, mode, bytes: 99, allocated_bytes: 4096 };
+    machine.entries.insert("/etc/open".into(), file(0o644));
+    machine.entries.insert("/etc/private".into(), file(0o600));
+    machine.read_only.push("/ro".into());
+    let cases: &[(&[&str], &str, &str)] = &[
+        (&["tiers.object.pack_bytes=512KiB"], "pack_bytes", "from 1MiB to 1GiB"),
+        (&["tiers.object.pack_bytes=2GiB"], "pack_bytes", "from 1MiB to 1GiB"),
+        (&["tiers.object.share=100MiB", "tiers.object.pack_bytes=64MiB"], "share", "no room for two packs"),
+        (&["tiers.object.share=2TiB"], "share", "more than all 500GiB"),
+        (&["tiers.object.requests_max=0"], "requests_max", "from 1 to 256"),
+        (&["tiers.object.requests_max=257"], "requests_max", "from 1 to 256"),
+        (&["tiers.object.request_timeout=1ms"], "request_timeout", "from 100ms to 1h"),
+        (&["tiers.object.sync_every=0s"], "sync_every", "from 100ms to 1h"),
+        (&["tiers.object.pack_age=2h"], "pack_age", "from 10ms to 1h"),
+        (&["tiers.object.expire_after=2s"], "expire_after", "as soon as they come"),
+        (&["tiers.object.idle_after=1s"], "idle_after", "as soon as they come"),
+        (&[HTTP], "endpoint", "only an s3:// address has one, and the store is file:///home"),
+        (&["tiers.object.url=gs://kv-cache", "tiers.object.region=eu"], "region", "only an s3:// address"),
+        (&["tiers.object.path_style=true"], "path_style", "only an s3:// address"),
+        (&["tiers.object.credentials_file=/etc/private"], "credentials_file", "only an s3:// address"),
+        (&[S3, "tiers.object.endpoint=http://me:hunter2@host"], "endpoint", "credentials do not belong"),
+        (&[S3, "tiers.object.endpoint=ftp://host"], "endpoint", "only http:// and https://"),
+        (&[S3, "tiers.object.endpoint=minio:9000"], "endpoint", "only http:// and https://"),
+        (&[S3, "tiers.object.endpoint=http://host/bucket"], "endpoint", "more than a server"),
+        (&[S3, HTTP, "tiers.object.path_style=false"], "path_style", "before an IP address"),
+        (&[S3, HTTP, "tiers.object.ca_file=/etc/open"], "ca_file", "without TLS"),
+        (&["tiers.object.ca_file=/etc/open"], "ca_file", "no certificate is looked at"),
+        (&[S3, "tiers.object.ca_file=/etc/none"], "ca_file", "does not exist"),
+        (&[S3, "tiers.object.credentials_file=/etc/open"], "credentials_file", "can be read by others (mode 0644)"),
+        (&["tiers.object.url=file:///etc/open"], "url", "is not a folder"),
+        (&["tiers.object.url=file:///ro/objects"], "url", "cannot be written by user 1000"),
+        (&["tiers.object.url=file:///none", "tiers.object.writable=false"], "url", "only to be read"),
+        (&["tiers.object.url=az://kv-cache"], "url", "the account"),
+    ];
+    for (set, key, says) in cases {
+        let said = with(set, &machine).checked(&machine).expect_err(says).to_string();
+        let line = said.lines().find(|line| line.contains(says)).unwrap_or_else(|| panic!("{set:?}: {said}"));
+        assert!(line.contains(&format!("tiers.object.{key}: ")), "{set:?}: {said}");
+        assert!(said.contains("\n  remedy: ") && !said.contains("hunter2"), "{said}");
+    }
+    for fine in [
+        &[S3][..],
+        &[S3, HTTP, "tiers.object.credentials_file=/etc/private"],
+        &[S3, "tiers.object.endpoint=https://s3.example.org", "tiers.object.ca_file=/etc/open"],
+        &[S3, "tiers.object.endpoint=https://s3.example.org", "tiers.object.path_style=false"],
+        &["tiers.object.enabled=false", "tiers.object.pack_bytes=1", HTTP],
+    ] {
+        assert!(with(fine, &machine).checked(&machine).is_ok(), "{fine:?}");
+    }
+}
+
+#[test]
+fn a_bucket_whose_secret_nobody_else_has_is_remarked() {
+    let mut machine = FakeMachine::healthy();
+    machine.variables.insert("AWS_ACCESS_KEY_ID", "id".into());
+    let remarks =
+        with(&["tiers.object.url=s3://kv-cache"], &machine).checked(&machine).expect("it serves all the same");
+    assert!(
+        remarks[0].to_string().contains("tenant.secret_file: the tenant's secret is this node's own"),
         "{remarks:?}"
     );
 }

@@ -12,6 +12,8 @@ use crate::session::{SessionId, SessionLink};
 
 /// Views of one session at most.
 pub(super) const VIEWS_MAX: usize = 64;
+/// Questions of one session that may wait for the catalog: matches own a slab each, and as many prefetches.
+pub(super) const QUESTIONS_MAX: usize = 2 * kvd_proto::wire::ring::SLABS as usize;
 /// Loads of one session that may wait: one per slab makes sense, as each owns its slab.
 pub(super) const LOADS_MAX: usize = kvd_proto::wire::ring::SLABS as usize;
 
@@ -43,6 +45,29 @@ pub(super) struct WaitingLoad {
     pub(super) started: Time,
 }
 
+/// What waits for the catalog's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A match, to be answered under this token, with or without a lease.
+    Match { token: u64, want_lease: bool },
+    /// A prefetch, which was answered.
+    Prefetch,
+}
+
+/// A chain that the catalog was asked about.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) ticket: u64,
+    pub(super) view: ViewId,
+    /// Of the whole chain. The client may change its slab meanwhile.
+    pub(super) hashes: Vec<BlockHash>,
+    /// The first that was asked about.
+    pub(super) first: u32,
+    pub(super) purpose: Purpose,
+    pub(super) asked: Time,
+    pub(super) due: Time,
+}
+
 /// Who a client is.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
@@ -72,6 +97,8 @@ pub(super) struct Client {
     pub(super) requests: u64,
     pub(super) views: Vec<View>,
     pub(super) loads: Vec<WaitingLoad>,
+    /// Chains that the catalog was asked about.
+    pub(super) questions: Vec<Question>,
     /// Completions that found the ring full. Bounded: requests are taken only while it is empty, and each leaves at most one
     /// final completion per waiting load behind.
     backlog: VecDeque<[u8; ENTRY_BYTES]>,
@@ -96,6 +123,7 @@ impl Client {
             requests: 0,
             views: Vec::new(),
             loads: Vec::new(),
+            questions: Vec::new(),
             backlog: VecDeque::with_capacity(LOADS_MAX + 1),
             dirty: false,
         }
@@ -154,6 +182,7 @@ impl Client {
     pub(super) fn unplug(&mut self) {
         self.link = None;
         self.loads.clear();
+        self.questions.clear();
         self.backlog.clear();
         self.dirty = false;
     }

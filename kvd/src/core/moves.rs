@@ -13,6 +13,7 @@ use crate::core::device::Order;
 use crate::core::state::Core;
 use crate::core::verify::VerifyOrder;
 use crate::metrics::counters::Edge;
+use crate::object::tier as object;
 
 /// Moves handed out in one turn, so that requests are not kept waiting.
 const MOVES_PER_TURN: usize = 64;
@@ -26,6 +27,8 @@ pub(super) enum Kind {
     Fetch,
     VerifyDram,
     VerifyNvme,
+    Put,
+    Get,
     Housekeeping,
 }
 
@@ -78,6 +81,14 @@ impl Core {
                 let command = Command::Read { id, slot: from, expect, memory };
                 (from.device(), command, Some(to.segment()), Kind::Fetch)
             }
+            Move::Put { id, from, entry } => {
+                let memory = slot_of(self, from, Outcome::Corrupt)?;
+                return self.order_object(id, (Kind::Put, from), object::Order::Put { id, entry, memory });
+            }
+            Move::Get { id, from, to, expect } => {
+                let memory = slot_of(self, to, Outcome::Failed(DeviceFault::Io))?;
+                return self.order_object(id, (Kind::Get, to), object::Order::Get { id, from, expect, memory });
+            }
             Move::Vacate { id, slot, .. } => (slot.device(), Command::Vacate { id, slot }, None, Kind::Housekeeping),
             Move::FormatZone { id, device, zone, slot_bytes } => {
                 (device, Command::FormatZone { id, zone, slot_bytes }, None, Kind::Housekeeping)
@@ -95,6 +106,14 @@ impl Core {
         };
         self.in_flight.insert(id, UnderWay { kind, segment });
         self.order(device, Order { command, segment }).map_err(|()| NotGiven(id, GONE))
+    }
+
+    /// Gives the object tier something to do with a slot.
+    fn order_object(&mut self, id: MoveId, (kind, slot): (Kind, SlotId), order: object::Order) -> Result<(), NotGiven> {
+        self.in_flight.insert(id, UnderWay { kind, segment: Some(slot.segment()) });
+        let orders = self.object.as_ref().and_then(|link| link.orders.as_ref());
+        let given = orders.is_some_and(|orders| orders.try_send(order).is_ok());
+        if given { Ok(()) } else { Err(NotGiven(id, GONE)) }
     }
 
     fn order(&mut self, device: DeviceId, order: Order) -> Result<(), ()> {
@@ -118,7 +137,7 @@ impl Core {
             if let Some(UnderWay { kind, segment }) = self.in_flight.remove(&id) {
                 // Before anybody hears of it: the device is not to blame for memory that is gone.
                 let lost = segment.is_some_and(|segment| self.look_for_loss(segment, now));
-                if !(lost && kind == Kind::Fetch) {
+                if !(lost && matches!(kind, Kind::Fetch | Kind::Get)) {
                     self.count_outcome(kind, &outcome);
                 }
             }
@@ -141,9 +160,12 @@ impl Core {
         match (kind, outcome) {
             (Kind::Spill, Outcome::Done { bytes, .. }) => self.counters.moved(Edge::DramToNvme).add(*bytes),
             (Kind::Fetch, Outcome::Done { bytes, .. }) => self.counters.moved(Edge::NvmeToDram).add(*bytes),
-            (Kind::Spill | Kind::VerifyDram, Outcome::Corrupt) => self.counters.corrupt(Tier::Dram).add(1),
+            (Kind::Put, Outcome::Done { bytes, .. }) => self.counters.moved(Edge::DramToObject).add(*bytes),
+            (Kind::Get, Outcome::Done { bytes, .. }) => self.counters.moved(Edge::ObjectToDram).add(*bytes),
+            (Kind::Get, Outcome::Corrupt) => self.counters.corrupt(Tier::Object).add(1),
+            (Kind::Spill | Kind::Put | Kind::VerifyDram, Outcome::Corrupt) => self.counters.corrupt(Tier::Dram).add(1),
             (Kind::Fetch | Kind::VerifyNvme, Outcome::Corrupt) => self.counters.corrupt(Tier::Nvme).add(1),
-            (_, Outcome::Done { .. } | Outcome::Corrupt | Outcome::Failed(_)) => {}
+            (_, Outcome::Done { .. } | Outcome::Corrupt | Outcome::Missing | Outcome::Failed(_)) => {}
         }
     }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use kvd_proto::TenantKey;
 
+use crate::object::options::StoreUrl;
+
 /// Everything [`serve`](super::serve) needs.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
@@ -22,6 +24,8 @@ pub struct ServeOptions {
     pub dram: DramOptions,
     /// The NVMe tier; `None` serves from DRAM alone.
     pub nvme: Option<NvmeOptions>,
+    /// The object tier; `None` keeps everything on this node.
+    pub object: Option<ObjectOptions>,
     /// What falls first.
     pub policy: PolicyChoice,
     /// Bytes that one instance may hold under leases.
@@ -73,6 +77,41 @@ pub struct NvmeOptions {
     pub read_bytes_per_second_max: Option<u64>,
     /// The same for writes.
     pub write_bytes_per_second_max: Option<u64>,
+}
+
+/// The object tier: a store that may be shared with other nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectOptions {
+    /// Where the store is.
+    pub url: StoreUrl,
+    /// Bytes that this node may keep in it.
+    pub share_bytes: u64,
+    /// The server to speak to in place of the cloud's own, `http://10.0.0.1:9000`; for S3 only.
+    pub endpoint: Option<String>,
+    /// The region of the bucket; for S3 only. `None`: as the environment says, or us-east-1.
+    pub region: Option<String>,
+    /// Whether the bucket's name goes into the path of a request, not into the host; for S3 only.
+    pub path_style: bool,
+    /// Certificate authorities to trust beside the system's, in PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Credentials in the format of AWS; for S3 only. `None`: those of the environment.
+    pub credentials_file: Option<PathBuf>,
+    /// Bytes of records at which a pack is closed.
+    pub pack_bytes: u64,
+    /// Age at which a pack is closed although it is not full.
+    pub pack_age: Duration,
+    /// Age at which a pack is deleted; `None` for never.
+    pub expire_after: Option<Duration>,
+    /// After how long without a read a pack is deleted; `None` for never.
+    pub idle_after: Option<Duration>,
+    /// How long the store may be silent before a request is given up, and perhaps made again.
+    pub request_timeout: Duration,
+    /// Requests in flight at most, 1 to 256.
+    pub requests_max: usize,
+    /// How often the packs of other nodes are learned of.
+    pub sync_every: Duration,
+    /// Whether anything is written or deleted; otherwise the store is only read.
+    pub writable: bool,
 }
 
 /// Which I/O serves a device.

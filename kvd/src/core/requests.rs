@@ -74,7 +74,7 @@ impl Core {
     fn answer(&mut self, client: &mut Client, request: &Request, now: Time) -> Result<Option<Completion>, Nonsense> {
         let ok = self.blank(request.token, Status::Ok);
         match request.op {
-            Op::Match => self.on_match(client, request, now).map(Some),
+            Op::Match => self.on_match(client, request, now),
             Op::Load => self.on_load(client, request, now),
             Op::Offer => self.on_offer(client, request, now).map(Some),
             Op::Commit => self.on_commit(client, request, now).map(Some),
@@ -86,12 +86,7 @@ impl Core {
                 self.ladder.abandon(client.slot, LeaseId(request.lease), now);
                 Ok(Some(ok))
             }
-            Op::Prefetch => {
-                let (id, _) = view_of(client, request)?;
-                let hashes = hashes_of(client, request, 0)?;
-                self.ladder.prefetch(client.slot, id, &hashes, now);
-                Ok(Some(ok))
-            }
+            Op::Prefetch => self.on_prefetch(client, request, now).map(Some),
             Op::Corrupt => {
                 self.counters.corrupt(Tier::Dram).add(1);
                 self.ladder.corrupt(client.slot, LeaseId(request.lease), request.first, now);
@@ -100,25 +95,28 @@ impl Core {
         }
     }
 
-    fn on_match(&mut self, client: &Client, request: &Request, now: Time) -> Result<Completion, Nonsense> {
-        let (id, _) = view_of(client, request)?;
+    fn on_match(&mut self, client: &mut Client, request: &Request, now: Time) -> Result<Option<Completion>, Nonsense> {
+        let (id, view) = view_of(client, request)?;
         let hashes = hashes_of(client, request, 0)?;
+        if self.object_up {
+            let view = view.clone();
+            if self.ask_catalog(client, &view, &hashes, request, now) {
+                return Ok(None);
+            }
+        }
         let want_lease = request.flags & FLAG_LEASE != 0;
         let found = self.ladder.match_prefix(client.slot, id, &hashes, want_lease, now);
-        if let Some(tier) = found.slowest {
-            self.counters.hits(tier).add(u64::from(found.blocks));
+        Ok(Some(self.matched(request.token, request.count, &found)))
+    }
+
+    fn on_prefetch(&mut self, client: &mut Client, request: &Request, now: Time) -> Result<Completion, Nonsense> {
+        let (id, view) = view_of(client, request)?;
+        let hashes = hashes_of(client, request, 0)?;
+        let view = view.clone();
+        if !(self.object_up && self.ask_catalog(client, &view, &hashes, request, now)) {
+            self.ladder.prefetch(client.slot, id, &hashes, now);
         }
-        if let Some(reason) = found.miss {
-            self.counters.misses(reason).add(u64::from(request.count.saturating_sub(found.blocks)));
-        }
-        Ok(Completion {
-            reason: found.miss,
-            tier: found.slowest,
-            count: found.blocks,
-            lease: found.lease.map_or(0, |lease| lease.0),
-            arg: u64::try_from(found.estimate.as_micros()).unwrap_or(u64::MAX),
-            ..self.blank(request.token, Status::Ok)
-        })
+        Ok(self.blank(request.token, Status::Ok))
     }
 
     fn on_load(&mut self, client: &mut Client, request: &Request, now: Time) -> Result<Option<Completion>, Nonsense> {

@@ -54,6 +54,7 @@ impl Core {
         self.counters.heartbeat.add(1);
         self.counters.heartbeat_nanos.set(now.as_nanos());
         let mut worked = self.take_outcomes(now);
+        worked |= self.take_events(now);
         worked |= self.serve_calls(now);
         worked |= self.serve_commands(now);
         worked |= self.serve_rings();
@@ -117,7 +118,9 @@ impl Core {
             }
         }
         if quiet {
-            let due = self.ladder.poll_timeout().map_or(SLEEP_MAX, |at| at.since(now));
+            let questions = self.questions_due.first().map(|(due, _)| *due);
+            let due = [self.ladder.poll_timeout(), questions].into_iter().flatten().min();
+            let due = due.map_or(SLEEP_MAX, |at| at.since(now));
             let limit = if backlog { BACKLOG_SLEEP } else { SLEEP_MAX };
             let clients = &self.clients;
             let mut gone = Vec::new();
@@ -150,8 +153,8 @@ impl Core {
         while clock::now() < until {
             let now = clock::now();
             self.ladder.tick(now);
-            let worked = self.take_outcomes(now) | self.hand_out_moves(now);
-            if self.ladder.drained() && self.in_flight.is_empty() {
+            let worked = self.take_outcomes(now) | self.take_events(now) | self.hand_out_moves(now);
+            if self.ladder.drained() && self.ladder.uploads_done() && self.in_flight.is_empty() {
                 break;
             }
             if !worked {
@@ -162,6 +165,10 @@ impl Core {
             tracing::warn!(moves = self.in_flight.len(), "moves were still under way at the stop deadline");
         }
         self.verifier = None;
+        if let Some(object) = &mut self.object {
+            // What it took is uploaded, as far as its own patience reaches.
+            (object.orders, object.asked) = (None, None);
+        }
         for device in &mut self.devices {
             // The device flushes and ends when its channel closes.
             device.orders = None;

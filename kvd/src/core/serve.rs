@@ -1,5 +1,6 @@
 //! Start and stop of the daemon: locks, arena, devices, ladder, listener, in this order.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use kvd_nixl::sys::{EventFd, Signal, sigbus};
 use kvd_proto::{Epoch, InstanceId, Time};
 use kvd_tiers::dram::{Arena, ArenaError, ArenaOptions, Opened as OpenedArena};
-use kvd_tiers::ladder::{DeviceConfig, Ladder, LadderConfig, Outcome};
+use kvd_tiers::ladder::{DeviceConfig, Ladder, LadderConfig, ObjectConfig, Outcome};
 use kvd_tiers::nvme::{Restored, Uuid};
 use kvd_tiers::policy::{Adaptive, Lru};
 use kvd_tiers::{ClientSlot, DeviceId, MoveId};
@@ -28,12 +29,17 @@ use crate::core::sleeper::Sleeper;
 use crate::core::state::{AnyPolicy, ArenaTable, Core, DeviceLink, Scratchpad, Settings, StartReport};
 use crate::core::{clock, verify};
 use crate::metrics::counters::{Counters, DEVICES_MAX};
+use crate::object::tier::{self, TierEnds, TierError};
 use crate::session::{
     CALLS_WAITING_MAX, Control, CoreLink, ListenError, Listener, Orphan, Reactor, SessionId, SessionOptions,
 };
 
 /// Outcomes that may wait for the core: those of all devices at once.
-const OUTCOMES_WAITING_MAX: usize = device::ORDERS_WAITING_MAX * DEVICES_MAX;
+const OUTCOMES_WAITING_MAX: usize = device::ORDERS_WAITING_MAX * DEVICES_MAX + tier::ORDERS_WAITING_MAX;
+/// Records that the object tier takes and brings at a time.
+const PUTS_MAX: u32 = 32;
+const GETS_MAX: u32 = 64;
+const _: () = assert!((PUTS_MAX + GETS_MAX) as usize <= tier::ORDERS_WAITING_MAX);
 /// Records in DRAM that may wait for verification.
 const VERIFIES_WAITING_MAX: usize = 64;
 /// Words to the sessions thread that may wait: two per client slot and the last one.
@@ -57,6 +63,9 @@ pub enum ServeError {
     /// The socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The object tier.
+    #[error("the object tier cannot be used: {0}")]
+    Object(#[from] TierError),
     /// An option out of its bounds.
     #[error("{0}")]
     Options(&'static str),
@@ -381,6 +390,12 @@ impl Begun<'_> {
             lease_idle: self.options.lease_idle,
             floor_bytes: self.options.dram.floor_bytes,
             gate: self.options.gate_enabled,
+            object: self.options.object.as_ref().map(|object| ObjectConfig {
+                writes: object.writable,
+                puts_max: PUTS_MAX,
+                gets_max: GETS_MAX,
+                ..ObjectConfig::default()
+            }),
             ..LadderConfig::new(segments, zones.iter().map(|&zones| DeviceConfig { zones }).collect())
         }
     }
@@ -445,6 +460,21 @@ impl Begun<'_> {
             orphans,
         );
         let reactor = reactor.map_err(system("preparing the sessions thread"))?;
+        let object = match &self.options.object {
+            Some(object) => {
+                let ends = TierEnds {
+                    outcomes: self.commons.outcomes.clone(),
+                    doorbell: self.doorbell.clone(),
+                    counters: self.counters.clone(),
+                    stop: self.stop.clone(),
+                };
+                let (data_dir, key) = (&self.options.data_dir, self.options.tenant.key);
+                let (link, started) = tier::start(object, data_dir, key, ends, self.options.stop_deadline)?;
+                threads.extend(started);
+                Some(link)
+            }
+            None => None,
+        };
         let mut core = Core {
             ladder,
             epoch,
@@ -465,6 +495,9 @@ impl Begun<'_> {
             drain_left: 0,
             namespaces: Namespaces::load(&self.options.data_dir),
             devices,
+            object_up: object.is_some(),
+            object,
+            questions_due: BTreeSet::new(),
             verifier: Some(verifier),
             stop: self.stop.clone(),
             calls,
@@ -473,7 +506,7 @@ impl Begun<'_> {
             commands,
             outcomes,
             counters: self.counters.clone(),
-            in_flight: std::collections::BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             scratch: Scratchpad::new(),
         };
         // Before anybody can scrape them.

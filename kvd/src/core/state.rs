@@ -1,6 +1,6 @@
 //! What the core thread owns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::Thread;
@@ -22,6 +22,7 @@ use crate::core::namespaces::Namespaces;
 use crate::core::sleeper::Sleeper;
 use crate::core::verify::VerifyOrder;
 use crate::metrics::counters::Counters;
+use crate::object::tier::ObjectLink;
 use crate::session::{Control, SessionCall};
 
 /// The policy, whichever was configured.
@@ -124,6 +125,12 @@ pub(crate) struct Core {
     pub(super) drains: u64,
     pub(super) drain_left: u64,
     pub(super) devices: Vec<DeviceLink>,
+    /// `None` where there is no object tier.
+    pub(super) object: Option<ObjectLink>,
+    /// The object tier answers.
+    pub(super) object_up: bool,
+    /// When questions to the catalog are given up.
+    pub(super) questions_due: BTreeSet<(Time, u64)>,
     /// `None` once the daemon stops.
     pub(super) verifier: Option<Sender<VerifyOrder>>,
     pub(super) sleeper: Sleeper,

@@ -7,6 +7,8 @@ use crate::machine::{EntryKind, Machine, SocketState, kernel_version};
 
 use super::{Check, Notes};
 
+mod object;
+
 pub(super) const ALL: &[Check] = &[
     Check { name: "kernel", run: kernel },
     Check { name: "cpu", run: cpu },
@@ -22,6 +24,7 @@ pub(super) const ALL: &[Check] = &[
     Check { name: "data file system", run: data_filesystem },
     Check { name: "direct i/o", run: direct_io },
     Check { name: "disk room", run: disk_room },
+    Check { name: "object store", run: object::store },
     Check { name: "socket path", run: socket_path },
     Check { name: "daemon", run: daemon },
 ];

@@ -3,6 +3,7 @@
 use super::*;
 use crate::machine::fake::FakeMachine;
 use crate::machine::{Entry, EntryKind, Filesystem, MemoryLimit, SocketState};
+use crate::object::store::{Fault as StoreFault, ProbeError, Step};
 
 const DATA: &str = "/home/kv/.local/state/kvd";
 
@@ -24,6 +25,10 @@ fn filesystem(kind: &str, free_bytes: u64) -> Filesystem {
 
 fn folder(uid: u32, mode: u32) -> Entry {
     Entry { kind: EntryKind::Folder, uid, mode, bytes: 0, allocated_bytes: 0 }
+}
+
+fn bucket(sources: &mut Sources) {
+    set(sources, "tiers.object.url=s3://kv-cache/llm");
 }
 
 const ERROR: Severity = Severity::Error;
@@ -278,6 +283,112 @@ const FAULTS: &[Fault] = &[
         check: "dram folder",
         severity: ERROR,
         says: "can be entered by others",
+    },
+    Fault {
+        name: "wrong secret of the store",
+        seed: |m, s| {
+            bucket(s);
+            m.store = Err(ProbeError::Credentials("status 403 SignatureDoesNotMatch".into()));
+        },
+        check: "object store",
+        severity: ERROR,
+        says: "s3://kv-cache/llm: the store does not accept the credentials",
+    },
+    Fault {
+        name: "missing bucket",
+        seed: |m, s| {
+            bucket(s);
+            m.store = Err(ProbeError::NoBucket("status 404 NoSuchBucket".into()));
+        },
+        check: "object store",
+        severity: ERROR,
+        says: "there is no such bucket",
+    },
+    Fault {
+        name: "read-only bucket",
+        seed: |m, s| {
+            bucket(s);
+            m.store = Err(ProbeError::OnlyRead("status 403 AccessDenied".into()));
+        },
+        check: "object store",
+        severity: ERROR,
+        says: "can be listed, but not written",
+    },
+    Fault {
+        name: "store that writes over",
+        seed: |m, s| {
+            bucket(s);
+            m.store = Err(ProbeError::NotCreateOnly);
+        },
+        check: "object store",
+        severity: ERROR,
+        says: "does not honour create-only writes; kvd cannot share it safely",
+    },
+    Fault {
+        name: "store that fails",
+        seed: |m, s| {
+            bucket(s);
+            m.store = Err(ProbeError::Fault { step: Step::Read, fault: StoreFault::Server("status 500".into()) });
+        },
+        check: "object store",
+        severity: ERROR,
+        says: "reading it back failed",
+    },
+    Fault {
+        name: "folder of objects open to others",
+        seed: |m, _| {
+            m.entries.insert(format!("{DATA}/objects").into(), folder(1000, 0o755));
+        },
+        check: "object store",
+        severity: WARNING,
+        says: "can be entered by others (mode 0755)",
+    },
+    Fault {
+        name: "folder of objects that cannot be used",
+        seed: |m, _| {
+            m.entries.insert(format!("{DATA}/objects").into(), folder(1000, 0o700));
+            m.store = Err(ProbeError::Unusable("no hard links".into()));
+        },
+        check: "object store",
+        severity: ERROR,
+        says: "no hard links",
+    },
+    Fault {
+        name: "folder of objects in memory",
+        seed: |m, s| {
+            m.filesystems.insert("/mnt/ram".into(), filesystem("tmpfs", 400 << 30));
+            set(s, "tiers.object.url=file:///mnt/ram/objects");
+        },
+        check: "object store",
+        severity: WARNING,
+        says: "kept in memory",
+    },
+    Fault {
+        name: "folder of objects on a read-only mount",
+        seed: |m, s| {
+            m.filesystems.insert("/mnt/ro".into(), Filesystem { read_only: true, ..filesystem("nfs", 400 << 30) });
+            set(s, "tiers.object.url=file:///mnt/ro/objects");
+        },
+        check: "object store",
+        severity: ERROR,
+        says: "mounted read-only",
+    },
+    Fault {
+        name: "folder of objects in the container's layer",
+        seed: |m, s| {
+            m.filesystems.insert("/mnt/layer".into(), filesystem("overlayfs", 400 << 30));
+            set(s, "tiers.object.url=file:///mnt/layer/objects");
+        },
+        check: "object store",
+        severity: WARNING,
+        says: "on overlayfs",
+    },
+    Fault {
+        name: "bucket without credentials",
+        seed: |_, s| bucket(s),
+        check: "config",
+        severity: WARNING,
+        says: "no credentials are given",
     },
     Fault {
         name: "DRAM smaller than a segment",

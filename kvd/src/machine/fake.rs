@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Entry, Filesystem, Machine, MemoryLimit, SocketState};
+use crate::core::ObjectOptions;
+use crate::object::store::{Probe, ProbeError};
 
 /// The facts, as data. Paths without an entry of their own take that of their nearest parent.
 #[derive(Clone, Debug)]
@@ -18,6 +21,7 @@ pub(crate) struct FakeMachine {
     pub(crate) no_direct_io: bool,
     pub(crate) sockets: BTreeMap<PathBuf, SocketState>,
     pub(crate) locked: Vec<PathBuf>,
+    pub(crate) store: Result<Probe, ProbeError>,
     pub(crate) memlock_bytes: Option<u64>,
     pub(crate) open_files_max: u64,
     pub(crate) io_uring: Result<(), &'static str>,
@@ -43,6 +47,7 @@ impl FakeMachine {
             no_direct_io: false,
             sockets: BTreeMap::new(),
             locked: Vec::new(),
+            store: Ok(Probe { took: Duration::from_millis(12), written: true }),
             memlock_bytes: None,
             open_files_max: 1 << 20,
             io_uring: Ok(()),
@@ -83,6 +88,9 @@ impl Machine for FakeMachine {
     }
     fn is_locked(&self, file: &Path) -> bool {
         self.locked.iter().any(|path| path == file)
+    }
+    fn probe_store(&self, _options: &ObjectOptions) -> Result<Probe, ProbeError> {
+        self.store.clone()
     }
     fn memlock_bytes(&self) -> Option<u64> {
         self.memlock_bytes

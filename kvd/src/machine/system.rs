@@ -5,12 +5,15 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kvd_nixl::io::{UringIo, UringOptions};
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::process::Resource;
 
 use super::{Entry, EntryKind, Filesystem, Machine, MemoryLimit, SocketState};
+use crate::core::ObjectOptions;
+use crate::object::store::{Probe, ProbeError, Store};
 
 /// Reads /proc, /sys and the file systems. The root of /proc and /sys can be another folder, in tests.
 #[derive(Clone, Debug)]
@@ -23,6 +26,9 @@ impl Default for SystemMachine {
         SystemMachine { root: PathBuf::from("/") }
     }
 }
+
+/// Long enough for a store that answers after a pause, short enough for somebody who waits before a terminal.
+const PROBE_MAX: Duration = Duration::from_secs(15);
 
 /// A cgroup v1 without a limit says a number near 2^63; nothing real is this large.
 const NO_LIMIT: u64 = 1 << 60;
@@ -180,6 +186,17 @@ impl Machine for SystemMachine {
         let Ok(file) = fs::File::options().read(true).write(true).open(file) else { return false };
         let question = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
         rustix::process::fcntl_getlk(file, &question).is_ok_and(|holder| holder.is_some())
+    }
+
+    fn probe_store(&self, options: &ObjectOptions) -> Result<Probe, ProbeError> {
+        let unusable = |why: String| ProbeError::Unusable(why);
+        let store = Store::open(options).map_err(|error| unusable(error.to_string()))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| unusable(error.to_string()))?;
+        let probed = runtime.block_on(store.probe(Instant::now() + PROBE_MAX));
+        // A disk that hangs would be waited for otherwise.
+        runtime.shutdown_background();
+        probed
     }
 
     fn memlock_bytes(&self) -> Option<u64> {

@@ -6,6 +6,8 @@ use std::time::Duration;
 use kvd_proto::wire::ring::Op;
 use kvd_proto::{MissReason, Tier};
 
+use super::object::ObjectCounters;
+
 /// A number that only grows, or a gauge that is set.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
@@ -86,11 +88,22 @@ pub enum Edge {
     DramToNvme,
     /// Fetched.
     NvmeToDram,
+    /// Given to the object tier.
+    DramToObject,
+    /// Got from the object tier.
+    ObjectToDram,
 }
 
 impl Edge {
     /// Every edge.
-    pub const ALL: [Self; 4] = [Self::EngineToDram, Self::DramToEngine, Self::DramToNvme, Self::NvmeToDram];
+    pub const ALL: [Self; 6] = [
+        Self::EngineToDram,
+        Self::DramToEngine,
+        Self::DramToNvme,
+        Self::NvmeToDram,
+        Self::DramToObject,
+        Self::ObjectToDram,
+    ];
 
     /// The labels `from` and `to` in metrics.
     pub const fn labels(self) -> (&'static str, &'static str) {
@@ -99,6 +112,8 @@ impl Edge {
             Self::DramToEngine => ("dram", "engine"),
             Self::DramToNvme => ("dram", "nvme"),
             Self::NvmeToDram => ("nvme", "dram"),
+            Self::DramToObject => ("dram", "object"),
+            Self::ObjectToDram => ("object", "dram"),
         }
     }
 }
@@ -139,6 +154,8 @@ pub struct Counters {
     corrupt: [Count; Tier::ALL.len()],
     moved: [Count; Edge::ALL.len()],
     devices: [DeviceCounters; DEVICES_MAX],
+    /// The object tier.
+    pub object: ObjectCounters,
     /// Requests that made no sense.
     pub bad_requests: Count,
     /// Requests refused for a bound.

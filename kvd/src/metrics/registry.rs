@@ -13,6 +13,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::counters::{Counters, Edge, LATENCY_BOUNDS_NANOS, Latency};
+use super::object;
 use crate::core::admin::DeviceState;
 
 /// What does not change while the daemon runs.
@@ -89,7 +90,7 @@ impl EncodeMetric for Seconds<'_> {
 }
 
 /// Writes families; keeps the calls below to one line a metric.
-struct Families<'a>(DescriptorEncoder<'a>);
+pub(super) struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
     fn family<const N: usize>(
@@ -109,7 +110,7 @@ impl Families<'_> {
         Ok(())
     }
 
-    fn counter<const N: usize>(
+    pub(super) fn counter<const N: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -118,7 +119,7 @@ impl Families<'_> {
         self.family(MetricType::Counter, (name, None, help), series)
     }
 
-    fn counter_bytes<const N: usize>(
+    pub(super) fn counter_bytes<const N: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -127,7 +128,7 @@ impl Families<'_> {
         self.family(MetricType::Counter, (name, Some(&Unit::Bytes), help), series)
     }
 
-    fn gauge<const N: usize>(
+    pub(super) fn gauge<const N: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -136,7 +137,7 @@ impl Families<'_> {
         self.family(MetricType::Gauge, (name, None, help), series)
     }
 
-    fn gauge_bytes<const N: usize>(
+    pub(super) fn gauge_bytes<const N: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -159,11 +160,11 @@ impl Families<'_> {
     }
 }
 
-fn one(value: u64) -> [([(&'static str, String); 0], u64); 1] {
+pub(super) fn one(value: u64) -> [([(&'static str, String); 0], u64); 1] {
     [([], value)]
 }
 
-const TIERS: [Tier; 2] = [Tier::Dram, Tier::Nvme];
+const TIERS: [Tier; 3] = [Tier::Dram, Tier::Nvme, Tier::Object];
 
 impl Counted {
     fn blocks(&self, out: &mut Families<'_>) -> fmt::Result {
@@ -299,7 +300,8 @@ impl Collector for Counted {
         let mut out = Families(encoder);
         self.blocks(&mut out)?;
         self.sessions(&mut out)?;
-        self.devices(&mut out)
+        self.devices(&mut out)?;
+        object::encode(&self.counters.object, &mut out)
     }
 }
 

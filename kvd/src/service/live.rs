@@ -100,6 +100,24 @@ fn keep_default_sizes(running: &Loaded, new: &mut Loaded) {
     if unset("tiers.nvme.capacity", running) && unset("tiers.nvme.capacity", &origins) {
         tiers.nvme.capacity = old.nvme.capacity;
     }
+    keep_default_object(running, new);
+}
+
+/// The object tier's default sizes come from the free space too, and whether there is one.
+fn keep_default_object(running: &Loaded, new: &mut Loaded) {
+    let unset = |key: &str| !running.origins.contains_key(key) && !new.origins.contains_key(key);
+    let (unset_url, unset_enabled) = (unset("tiers.object.url"), unset("tiers.object.enabled"));
+    let (unset_share, unset_pack) = (unset("tiers.object.share"), unset("tiers.object.pack_bytes"));
+    let (old, object) = (&running.config.tiers.object, &mut new.config.tiers.object);
+    if unset_url && unset_enabled {
+        object.enabled = old.enabled;
+    }
+    if old.url == object.url && unset_share {
+        object.share = old.share;
+        if unset_pack {
+            object.pack_bytes = old.pack_bytes;
+        }
+    }
 }
 
 fn take_over(running: &mut Loaded, new: Loaded, reload: &Reload) {
@@ -112,5 +130,32 @@ fn take_over(running: &mut Loaded, new: Loaded, reload: &Reload) {
             Some(origin) => running.origins.insert(key.clone(), origin.clone()),
             None => running.origins.remove(key),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::fake::FakeMachine;
+
+    #[test]
+    fn a_default_that_follows_the_free_space_is_no_change() {
+        let load = |free_bytes: u64, assignments: &[&str]| {
+            let mut machine = FakeMachine::healthy();
+            for filesystem in machine.filesystems.values_mut() {
+                filesystem.free_bytes = free_bytes;
+            }
+            let assignments = assignments.iter().map(|text| text.to_string()).collect();
+            config::load(&Sources { assignments, ..Sources::default() }, &machine).expect("loads")
+        };
+        let differs = |set: &[&str]| {
+            let (running, mut new) = (load(8 << 30, &[]), load(200 << 20, set));
+            keep_default_sizes(&running, &mut new);
+            config::compare(&running, &new).needs_restart
+        };
+        let arena = "tiers.dram.path=/dev/shm/kvd-0123";
+        assert_eq!(differs(&[]), [""; 0]);
+        assert_eq!(differs(&["tiers.object.share=256MiB"]), ["tiers.object.pack_bytes", "tiers.object.share"]);
+        assert_eq!(differs(&[arena]), ["tiers.dram.path"]);
     }
 }

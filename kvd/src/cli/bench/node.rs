@@ -136,6 +136,8 @@ fn spawn(options: &NodeOptions, folder: &Path, arena: &Path) -> io::Result<Child
         format!("tiers.dram.path={}", arena.display()),
         format!("tiers.dram.capacity={}", options.dram_bytes),
         "tiers.dram.prefault=true".to_owned(),
+        // What is measured is this node's own memory and disk.
+        "tiers.object.enabled=false".to_owned(),
     ];
     match options.nvme_bytes {
         Some(bytes) => set.push(format!("tiers.nvme.capacity={bytes}")),

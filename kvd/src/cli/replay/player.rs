@@ -149,6 +149,7 @@ impl Player {
             tally.report.bytes_loaded += u64::from(loaded.blocks) * self.block_bytes as u64;
             tally.report.hit_by_tier.dram += u64::from(loaded.from_dram);
             tally.report.hit_by_tier.nvme += u64::from(loaded.from_nvme);
+            tally.report.hit_by_tier.object += u64::from(loaded.from_object);
             tally.report.corrupt_copies += u64::from(loaded.corrupt);
             for at in 0..loaded.blocks {
                 let extent = self.buffer(at as usize);

@@ -13,6 +13,9 @@ pub(in crate::cli) struct ByTier {
     pub dram: u64,
     /// From a device.
     pub nvme: u64,
+    /// From the object tier.
+    #[serde(default)]
+    pub object: u64,
 }
 
 /// Latency in microseconds.
@@ -81,6 +84,7 @@ impl Report {
         self.blocks_hit += part.blocks_hit;
         self.hit_by_tier.dram += part.hit_by_tier.dram;
         self.hit_by_tier.nvme += part.hit_by_tier.nvme;
+        self.hit_by_tier.object += part.hit_by_tier.object;
         self.blocks_stored += part.blocks_stored;
         self.bytes_loaded += part.bytes_loaded;
         self.bytes_stored += part.bytes_stored;

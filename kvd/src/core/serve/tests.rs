@@ -45,6 +45,7 @@ fn options(folder: &Path) -> ServeOptions {
             read_bytes_per_second_max: None,
             write_bytes_per_second_max: None,
         }),
+        object: None,
         policy: PolicyChoice::Lru,
         lease_bytes_max: 64 << 20,
         lease_idle: Duration::from_secs(30),

@@ -1,0 +1,131 @@
+//! Chains of which only the beginning is here: the catalog of the object tier is asked for the rest, off this thread.
+//!
+//! A match waits for that, no longer than a part of its deadline; a prefetch is answered at once and goes on behind it.
+
+use std::time::Duration;
+
+use kvd_proto::wire::ring::{Completion, FLAG_LEASE, Op, Request, Status};
+use kvd_proto::{BlockHash, GroupKey, Time};
+use kvd_tiers::ladder::{HashSource, Matched, RemoteChain, RemoteRecord};
+
+use crate::core::client::{Client, Purpose, QUESTIONS_MAX, Question, SlabHashes, View};
+use crate::core::clock;
+use crate::core::state::Core;
+use crate::object::tier::{Asked, Event};
+
+/// Events taken in one turn.
+const EVENTS_PER_TURN: usize = 64;
+/// Bits of a ticket that say which client's it is.
+const CLIENT_BITS: u32 = 8;
+
+impl Core {
+    /// Asks the catalog for what is not here of a chain. `false`: there is nothing to ask, or nobody.
+    pub(super) fn ask_catalog(
+        &mut self,
+        client: &mut Client,
+        view: &View,
+        hashes: &SlabHashes,
+        request: &Request,
+        now: Time,
+    ) -> bool {
+        let Some(asked) = self.object.as_ref().filter(|_| self.object_up).and_then(|link| link.asked.clone()) else {
+            return false;
+        };
+        let first = self.ladder.blocks_here(view.id, hashes);
+        if first >= hashes.count || client.questions.len() >= QUESTIONS_MAX {
+            return false;
+        }
+        self.next_request += 1;
+        let ticket = self.next_request << CLIENT_BITS | u64::from(client.slot.get());
+        let all: Vec<BlockHash> = (0..hashes.count).map(|index| hashes.get(index)).collect();
+        let group_key = GroupKey::derive(&self.settings.tenant_key, &view.namespace, view.group);
+        let keys = all[first as usize..].iter().map(|hash| group_key.block(hash)).collect();
+        let question = Asked { ticket, shard: view.shard.clone(), payload_bytes: view.payload_bytes, keys };
+        if asked.try_send(question).is_err() {
+            return false;
+        }
+        let purpose = match request.op {
+            Op::Prefetch => Purpose::Prefetch,
+            _ => Purpose::Match { token: request.token, want_lease: request.flags & FLAG_LEASE != 0 },
+        };
+        let due = now + self.patience(request);
+        self.questions_due.insert((due, ticket));
+        client.questions.push(Question { ticket, view: view.id, hashes: all, first, purpose, asked: now, due });
+        true
+    }
+
+    /// How long a match waits for the catalog: the client shall have its answer within its deadline.
+    fn patience(&self, request: &Request) -> Duration {
+        let deadline = match request.deadline_us {
+            0 => self.settings.match_deadline,
+            micros => Duration::from_micros(u64::from(micros)),
+        };
+        deadline / 2
+    }
+
+    /// Takes what the object tier tells; whether there was anything.
+    pub(super) fn take_events(&mut self, now: Time) -> bool {
+        let mut any = false;
+        for _ in 0..EVENTS_PER_TURN {
+            let Some(Ok(event)) = self.object.as_ref().map(|link| link.events.try_recv()) else { break };
+            any = true;
+            match event {
+                Event::Up(up) => {
+                    self.object_up = up;
+                    self.ladder.set_object_up(up, now);
+                }
+                Event::Found { ticket, records } => self.answered(ticket, &records, now),
+            }
+        }
+        while let Some((due, ticket)) = self.questions_due.first().copied().filter(|(due, _)| *due <= now) {
+            any = true;
+            self.questions_due.remove(&(due, ticket));
+            self.answered(ticket, &[], now);
+        }
+        any
+    }
+
+    /// Goes on with what waited for the catalog. One that is gone, or was answered by its deadline, is nobody's.
+    fn answered(&mut self, ticket: u64, records: &[RemoteRecord], now: Time) {
+        let at = (ticket & ((1 << CLIENT_BITS) - 1)) as usize;
+        let Some(mut client) = self.clients.get_mut(at).and_then(Option::take) else { return };
+        if let Some(place) = client.questions.iter().position(|question| question.ticket == ticket) {
+            let question = client.questions.swap_remove(place);
+            self.questions_due.remove(&(question.due, ticket));
+            let remote = RemoteChain { first: question.first, records };
+            let hashes = &question.hashes;
+            match question.purpose {
+                Purpose::Match { token, want_lease } => {
+                    let found = self.ladder.match_remote(client.slot, question.view, hashes, remote, want_lease, now);
+                    let answer = self.matched(token, HashSource::len(hashes), &found);
+                    self.counters.op_latency(Op::Match).record(clock::now().since(question.asked));
+                    // A ring that is broken shows at the next look at it.
+                    let waits = client.complete(&answer).unwrap_or(false);
+                    self.counters.completions_delayed.add(u64::from(waits));
+                }
+                Purpose::Prefetch => {
+                    self.ladder.prefetch_remote(client.slot, question.view, hashes, remote, now);
+                }
+            }
+        }
+        self.clients[at] = Some(client);
+    }
+
+    /// The answer to a match.
+    pub(super) fn matched(&self, token: u64, asked: u32, found: &Matched) -> Completion {
+        if let Some(tier) = found.slowest {
+            self.counters.hits(tier).add(u64::from(found.blocks));
+        }
+        if let Some(reason) = found.miss {
+            self.counters.misses(reason).add(u64::from(asked.saturating_sub(found.blocks)));
+        }
+        Completion {
+            reason: found.miss,
+            tier: found.slowest,
+            count: found.blocks,
+            lease: found.lease.map_or(0, |lease| lease.0),
+            arg: u64::try_from(found.estimate.as_micros()).unwrap_or(u64::MAX),
+            ..self.blank(token, Status::Ok)
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What the object tier counts, and its families in the registry.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use super::counters::Count;
+use super::registry::{Families, one};
+use crate::object::store::StoreCounters;
+
+/// Numbers of the object tier since the start; a gauge says so. Zeros where there is no such tier.
+#[derive(Debug, Default)]
+pub struct ObjectCounters {
+    /// What the client of the store counts; set when the tier starts.
+    pub store: OnceLock<Arc<StoreCounters>>,
+    /// Gauge: 1 while requests are worth making.
+    pub up: Count,
+    /// Packs uploaded and published.
+    pub packs_put: Count,
+    /// Packs that were given up.
+    pub packs_dropped: Count,
+    /// Records in packs that were given up.
+    pub records_dropped: Count,
+    /// Records that the catalog or a pack had already.
+    pub records_known: Count,
+    /// Requests for ranges of packs.
+    pub runs: Count,
+    /// Records that came and were what they should be.
+    pub records_got: Count,
+    /// Records whose pack was gone.
+    pub records_missing: Count,
+    /// Packs of other nodes that were learned of.
+    pub packs_learned: Count,
+    /// Packs that were found to be gone.
+    pub packs_gone: Count,
+    /// Own packs deleted to stay within the share.
+    pub packs_evicted: Count,
+    /// Gauge: bytes of own packs in the store.
+    pub own_bytes: Count,
+    /// Gauge: own packs in the store.
+    pub own_packs: Count,
+    /// Gauge: packs that the catalog knows.
+    pub packs: Count,
+    /// Gauge: bytes in packs that are not uploaded yet.
+    pub buffered_bytes: Count,
+}
+
+/// Writes the families of the tier.
+pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result {
+    let outcome = |outcome: &str| [("outcome", outcome.to_owned())];
+    out.gauge("kvd_object_up", "1 while the store of the object tier answers", one(c.up.get()))?;
+    let packs = [("uploaded", &c.packs_put), ("given_up", &c.packs_dropped), ("evicted", &c.packs_evicted)];
+    out.counter(
+        "kvd_object_packs",
+        "Packs of this node, by what became of them",
+        packs.map(|(o, n)| (outcome(o), n.get())),
+    )?;
+    let others = [("learned", &c.packs_learned), ("gone", &c.packs_gone)];
+    out.counter(
+        "kvd_object_packs_seen",
+        "Packs that others made, or that were found to be gone",
+        others.map(|(o, n)| (outcome(o), n.get())),
+    )?;
+    let put = [("known", &c.records_known), ("given_up", &c.records_dropped)];
+    out.counter(
+        "kvd_object_records_not_uploaded",
+        "Records that the store has already, or that were given up",
+        put.map(|(o, n)| (outcome(o), n.get())),
+    )?;
+    let got = [("ok", &c.records_got), ("missing", &c.records_missing)];
+    out.counter(
+        "kvd_object_records_read",
+        "Records that were read, or whose pack was gone",
+        got.map(|(o, n)| (outcome(o), n.get())),
+    )?;
+    out.counter("kvd_object_runs", "Requests for ranges of packs", one(c.runs.get()))?;
+    out.gauge_bytes("kvd_object_own", "Bytes of this node's packs in the store", one(c.own_bytes.get()))?;
+    out.gauge("kvd_object_own_packs", "Packs of this node in the store", one(c.own_packs.get()))?;
+    out.gauge("kvd_object_known_packs", "Packs that this node knows of", one(c.packs.get()))?;
+    out.gauge_bytes("kvd_object_buffered", "Bytes in packs that are not uploaded yet", one(c.buffered_bytes.get()))?;
+    let none = StoreCounters::default();
+    let store = c.store.get().map_or(&none, |store| store);
+    let requests = store
+        .outcomes()
+        .map(|(op, outcome, count)| ([("op", op.label().to_owned()), ("outcome", outcome.to_owned())], count));
+    out.counter("kvd_object_requests", "Requests to the store, by operation and outcome", requests)?;
+    out.counter("kvd_object_retries", "Requests that were made again", one(store.retries.get()))?;
+    let way = |way: &str| [("way", way.to_owned())];
+    out.counter_bytes(
+        "kvd_object_transferred",
+        "Bytes of bodies to and from the store",
+        [(way("up"), store.bytes_up.get()), (way("down"), store.bytes_down.get())],
+    )
+}

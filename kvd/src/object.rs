@@ -1,0 +1,22 @@
+//! The object tier's process side: where the store is, and the client that speaks to it.
+//!
+//! What lies in the store, and who decides what, is docs/decisions/0009-object-tier.md. This module knows addresses,
+//! requests, deadlines and faults; it knows nothing of records, packs or the ladder.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`options`] | the address of a store, as an operator writes it |
+//! | [`store`] | the client: requests with deadlines, retries within a budget, a breaker, what was counted |
+
+pub mod options;
+pub mod store;
+pub(crate) mod tier;
+
+mod identity;
+mod learning;
+mod lookups;
+mod packing;
+mod reading;
+mod sharing;
+mod uploading;
+mod worker;

@@ -1,0 +1,132 @@
+//! Learning of packs: new index objects again and again, all of them now and then.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvd_tiers::object::catalog::Added;
+use kvd_tiers::object::{INDEX_BYTES_MAX, INDEX_PREFIX, IndexName, NodeName, PackIndex, node_prefix};
+
+use super::store::Fault;
+use super::tier::Shared;
+
+/// Between two full listings: what others deleted is forgotten then at the latest, and what was missed is found.
+const LIST_ALL_EVERY: Duration = Duration::from_secs(600);
+/// Nodes that are looked at; a pool is smaller.
+const NODES_MAX: usize = 4096;
+/// Index objects of one node in one turn.
+const PER_NODE_MAX: usize = 1000;
+/// Index objects in all: 64 MiB each, that is a store of a petabyte.
+const OBJECTS_MAX: usize = 1 << 24;
+/// Names asked for at a time in a full listing.
+const PAGE: usize = 10_000;
+
+/// Learns until it is aborted.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut all_due = Instant::now();
+    let mut failures = 0u32;
+    loop {
+        let turn = async {
+            if Instant::now() >= all_due {
+                list_all(&shared).await?;
+                shared.sharing.set_ready(&shared);
+                all_due = Instant::now() + LIST_ALL_EVERY;
+            } else {
+                list_new(&shared).await?;
+            }
+            Ok::<(), Fault>(())
+        };
+        let pause = match turn.await {
+            Ok(()) => {
+                failures = 0;
+                shared.options.sync_every
+            }
+            Err(fault) => {
+                if failures == 0 {
+                    tracing::warn!(%fault, "packs of other nodes cannot be learned of");
+                }
+                failures = failures.saturating_add(1);
+                // The store's own breaker says when it is worth asking again.
+                shared.options.sync_every.max(Duration::from_millis(250))
+            }
+        };
+        shared.counters().packs.set(shared.catalog.stats().packs);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn deadline(shared: &Shared) -> Instant {
+    Instant::now() + 4 * shared.options.request_timeout
+}
+
+/// What every other node published since the last look.
+async fn list_new(shared: &Arc<Shared>) -> Result<(), Fault> {
+    let folders = shared.store.list_folders(INDEX_PREFIX.trim_end_matches('/'), NODES_MAX, deadline(shared)).await?;
+    for folder in folders {
+        let Some(node) = folder.trim_end_matches('/').rsplit('/').next().and_then(NodeName::parse) else { continue };
+        if node == shared.node {
+            continue;
+        }
+        let after = IndexName::after(node, shared.catalog.cursor(node));
+        let prefix = node_prefix(node);
+        let listed =
+            shared.store.list(prefix.trim_end_matches('/'), Some(&after), PER_NODE_MAX, deadline(shared)).await?;
+        for object in listed {
+            if let Some(name) = IndexName::parse(&object.path) {
+                learn(shared, name).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Compares the catalog with everything that is published.
+async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
+    let since = shared.catalog.mark();
+    let mut present = BTreeSet::new();
+    let mut after: Option<String> = None;
+    loop {
+        let prefix = INDEX_PREFIX.trim_end_matches('/');
+        let listed = shared.store.list(prefix, after.as_deref(), PAGE, deadline(shared)).await?;
+        let ended = listed.len() < PAGE;
+        after = listed.last().map(|last| last.path.clone());
+        present.extend(listed.iter().filter_map(|object| IndexName::parse(&object.path)));
+        if ended || present.len() >= OBJECTS_MAX {
+            break;
+        }
+    }
+    let catalog = shared.catalog.clone();
+    let reconciled = tokio::task::spawn_blocking(move || catalog.reconcile(&present, since)).await;
+    let reconciled =
+        match reconciled.map_err(|error| error.to_string()).and_then(|done| done.map_err(|e| e.to_string())) {
+            Ok(reconciled) => reconciled,
+            Err(error) => return Err(Fault::Other(format!("the catalog cannot be compared with the store: {error}"))),
+        };
+    shared.counters().packs_gone.add(reconciled.removed.len() as u64);
+    for name in reconciled.unknown {
+        learn(shared, name).await?;
+    }
+    Ok(())
+}
+
+/// Fetches an index object. One that is gone, or is none, is passed over.
+async fn learn(shared: &Arc<Shared>, name: IndexName) -> Result<(), Fault> {
+    let index = match shared.store.get(&name.path(), INDEX_BYTES_MAX as u64, deadline(shared)).await {
+        Ok(bytes) => PackIndex::decode(&bytes).map_err(|error| error.to_string()),
+        Err(Fault::NotFound) => return Ok(()),
+        Err(Fault::Long { .. }) => Err("it is longer than any index".into()),
+        Err(fault) => return Err(fault),
+    };
+    let catalog = shared.catalog.clone();
+    let learned = tokio::task::spawn_blocking(move || match index {
+        Ok(index) if index.belongs_to(&name) => catalog.add(name, &index).map_err(|error| error.to_string()),
+        Ok(_) => catalog.skip(name).map_err(|error| error.to_string()).and(Err("it is another pack's".into())),
+        Err(error) => catalog.skip(name).map_err(|error| error.to_string()).and(Err(error)),
+    });
+    match learned.await.unwrap_or_else(|error| Err(error.to_string())) {
+        Ok(Added::New) if name.node != shared.node => shared.counters().packs_learned.add(1),
+        Ok(Added::New | Added::Known) => {}
+        Err(error) => tracing::warn!(object = %name.path(), error, "an index object is passed over"),
+    }
+    Ok(())
+}

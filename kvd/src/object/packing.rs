@@ -1,0 +1,221 @@
+//! Records on their way to the store: gathered into packs, closed by size or age, waiting for their upload.
+//!
+//! No I/O and no clock: time comes in. Everything that is kept here is bounded by `bytes_max`.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kvd_nixl::sys::MemoryExtent;
+use kvd_proto::{BlockKey, SHARD_BYTES, Shard};
+use kvd_tiers::SlotEntry;
+use kvd_tiers::object::pack::{PackBuilder, PushError, Pushed, SealedPack};
+use kvd_tiers::object::{NodeName, PackIndex, PackName, Realm};
+use kvd_tiers::record::{Expect, Mismatch, verify_bytes};
+
+/// Packs that are filled at a time: one per tenant and namespace that stores.
+const OPEN_MAX: usize = 16;
+
+/// What became of a record.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Packed {
+    /// It is in a pack.
+    Taken,
+    /// It was in one already.
+    Known,
+    /// There is no room until something was uploaded.
+    NoRoom,
+    /// It is not what was said, and why.
+    Corrupt(String),
+}
+
+/// Where a record comes from, and what its metadata says of it.
+pub(super) struct Incoming<'a> {
+    pub(super) entry: &'a SlotEntry,
+    pub(super) memory: &'a MemoryExtent,
+    pub(super) realm: Realm,
+    /// Bytes of metadata and padded payload.
+    pub(super) record_bytes: u32,
+}
+
+struct Open {
+    realm: Realm,
+    since: Instant,
+    builder: PackBuilder,
+}
+
+/// A pack that is closed.
+pub(super) struct Closed {
+    pub(super) index: PackIndex,
+    pub(super) index_bytes: Bytes,
+    /// The whole object.
+    pub(super) parts: Vec<Bytes>,
+    /// Its bytes.
+    pub(super) bytes: u64,
+    /// Uploads of it that failed.
+    pub(super) failures: u32,
+}
+
+/// All packs that are not in the store yet.
+pub(super) struct Packing {
+    node: NodeName,
+    pack_bytes: u64,
+    pack_age: Duration,
+    bytes_max: u64,
+    open: Vec<Open>,
+    closed: VecDeque<Closed>,
+    /// Every record in packs, open, closed or being uploaded.
+    records: HashSet<(BlockKey, [u8; SHARD_BYTES])>,
+    /// Bytes of all of them.
+    bytes: u64,
+}
+
+fn name_of(key: BlockKey, shard: &Shard) -> (BlockKey, [u8; SHARD_BYTES]) {
+    (key, shard.to_bytes())
+}
+
+impl Packing {
+    pub(super) fn new(node: NodeName, pack_bytes: u64, pack_age: Duration, bytes_max: u64) -> Self {
+        Self {
+            node,
+            pack_bytes,
+            pack_age,
+            bytes_max,
+            open: Vec::new(),
+            closed: VecDeque::new(),
+            records: HashSet::new(),
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Copies a record out of its slot and checks the copy, which nobody else can change.
+    pub(super) fn take(
+        &mut self,
+        record: &Incoming<'_>,
+        new_name: impl FnOnce() -> PackName,
+        now: Instant,
+        now_ms: u64,
+    ) -> Packed {
+        let entry = record.entry;
+        let name = name_of(entry.key, &entry.shard);
+        if self.records.contains(&name) {
+            return Packed::Known;
+        }
+        let bytes = u64::from(record.record_bytes);
+        if self.bytes > 0 && self.bytes + bytes > self.bytes_max {
+            return Packed::NoRoom;
+        }
+        let at = match self.open.iter().position(|open| open.realm == record.realm) {
+            Some(at) if self.open[at].builder.room_for(record.record_bytes) => at,
+            found => {
+                let full = found.or_else(|| (self.open.len() >= OPEN_MAX).then(|| self.oldest()));
+                full.into_iter().for_each(|at| self.close(at, now_ms));
+                let builder = PackBuilder::new(new_name(), self.node, record.realm, self.pack_bytes);
+                self.open.push(Open { realm: record.realm, since: now, builder });
+                self.open.len() - 1
+            }
+        };
+        let pushed = Pushed {
+            key: entry.key,
+            shard: entry.shard.clone(),
+            parent_key: entry.parent_key,
+            group: entry.group,
+            position: entry.position,
+            generation: entry.generation,
+            record_bytes: record.record_bytes,
+            payload_bytes: entry.payload_bytes,
+            meta_checksum: entry.meta_checksum,
+        };
+        let copied = self.open[at].builder.push(pushed, |into| copy(record, into));
+        match copied {
+            Ok(()) => {
+                self.records.insert(name);
+                self.bytes += bytes;
+                Packed::Taken
+            }
+            Err(PushError::Present) => Packed::Known,
+            Err(PushError::Full) => Packed::NoRoom,
+            Err(PushError::Record(mismatch)) => Packed::Corrupt(mismatch.to_string()),
+            Err(PushError::Sizes { .. }) => Packed::Corrupt("its sizes are none of a record".into()),
+        }
+    }
+
+    fn oldest(&self) -> usize {
+        let oldest = self.open.iter().enumerate().min_by_key(|(_, open)| open.since);
+        oldest.map_or(0, |(at, _)| at)
+    }
+
+    fn close(&mut self, at: usize, now_ms: u64) {
+        let open = self.open.swap_remove(at);
+        if let Some(pack) = open.builder.finish(now_ms) {
+            self.closed.push_back(closed(pack));
+        }
+    }
+
+    /// Closes packs that are full or old enough; all of them with `all`.
+    pub(super) fn close_due(&mut self, now: Instant, now_ms: u64, all: bool) {
+        while let Some(at) = self.open.iter().position(|open| {
+            all || open.builder.bytes() >= self.pack_bytes || now.saturating_duration_since(open.since) >= self.pack_age
+        }) {
+            self.close(at, now_ms);
+        }
+    }
+
+    /// Whether a record that found no room waits for uploads, or for a pack to be closed.
+    pub(super) fn close_for_room(&mut self, now_ms: u64) {
+        if self.closed.is_empty() && !self.open.is_empty() {
+            self.close(self.oldest(), now_ms);
+        }
+    }
+
+    /// The next pack to be uploaded.
+    pub(super) fn next_closed(&mut self) -> Option<Closed> {
+        self.closed.pop_front()
+    }
+
+    /// An upload failed and is to be tried again, before younger ones.
+    pub(super) fn again(&mut self, closed: Closed) {
+        self.closed.push_front(closed);
+    }
+
+    /// Gives up the oldest pack whose upload has not begun. Returns its number of records.
+    pub(super) fn drop_oldest(&mut self) -> Option<u64> {
+        let dropped = self.closed.pop_front()?;
+        self.gone(&dropped);
+        Some(dropped.index.entries.len() as u64)
+    }
+
+    /// A pack is in the store, or given up.
+    pub(super) fn gone(&mut self, pack: &Closed) {
+        for entry in &pack.index.entries {
+            self.records.remove(&name_of(entry.key, &entry.shard));
+        }
+        self.bytes -= pack.index.records_bytes;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.closed.is_empty()
+    }
+
+    /// When to look again for packs that are old enough.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.open.iter().map(|open| open.since + self.pack_age).min()
+    }
+}
+
+fn closed(pack: SealedPack) -> Closed {
+    let SealedPack { index, index_bytes, parts, bytes } = pack;
+    let parts = parts.into_iter().map(Bytes::from).collect();
+    Closed { index, index_bytes: Bytes::from(index_bytes), parts, bytes, failures: 0 }
+}
+
+fn copy(record: &Incoming<'_>, into: &mut [u8]) -> Result<(), Mismatch> {
+    let wanted = into.len();
+    let got = record.memory.len();
+    record.memory.read(0, into).map_err(|_| Mismatch::Bounds { wanted, got })?;
+    verify_bytes(into, &Expect::from(record.entry)).map(drop)
+}

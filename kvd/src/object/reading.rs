@@ -1,0 +1,181 @@
+//! Records on their way into DRAM: those that lie side by side in one request, each verified and answered as it comes.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::StreamExt as _;
+use kvd_nixl::sys::MemoryExtent;
+use kvd_tiers::ladder::{DeviceFault, Outcome};
+use kvd_tiers::object::{PackName, pack_path};
+use kvd_tiers::record::{Expect, Scratch, verify_record};
+use kvd_tiers::{MoveId, ObjectPlace, SlotEntry};
+
+use super::store::Fault;
+use super::tier::Shared;
+
+/// Bytes of one request: several are under way at once, and one that fails is read again.
+const RUN_BYTES_MAX: u64 = 16 << 20;
+/// Requests for one run, each for what the one before it did not bring.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// A record that the ladder wants.
+pub(super) struct Wanted {
+    pub(super) id: MoveId,
+    pub(super) from: ObjectPlace,
+    pub(super) expect: SlotEntry,
+    /// Its slot.
+    pub(super) memory: MemoryExtent,
+}
+
+/// Groups records whose bytes touch, in the order in which they lie.
+pub(super) fn runs(mut wanted: Vec<Wanted>) -> Vec<Vec<Wanted>> {
+    wanted.sort_by_key(|record| (record.from.pack, record.from.offset));
+    let mut runs: Vec<Vec<Wanted>> = Vec::new();
+    for record in wanted {
+        let fits = |run: &&mut Vec<Wanted>| {
+            run.first().zip(run.last()).is_some_and(|(first, last)| {
+                let end = u64::from(last.from.offset) + u64::from(last.from.bytes);
+                let whole = end + u64::from(record.from.bytes) - u64::from(first.from.offset);
+                record.from.pack == last.from.pack && u64::from(record.from.offset) == end && whole <= RUN_BYTES_MAX
+            })
+        };
+        match runs.last_mut().filter(fits) {
+            Some(run) => run.push(record),
+            None => runs.push(vec![record]),
+        }
+    }
+    runs
+}
+
+/// A run being read.
+struct Run {
+    shared: Arc<Shared>,
+    records: Vec<Wanted>,
+    started: Instant,
+    scratch: Scratch,
+    /// Records that were answered.
+    done: usize,
+    /// Bytes of the next one that have come.
+    filled: usize,
+}
+
+/// Reads a run and answers each of its records, whatever comes.
+pub(super) async fn read(shared: Arc<Shared>, records: Vec<Wanted>) {
+    let Some(number) = records.first().map(|first| first.from.pack) else { return };
+    let name = shared.catalog.pack_numbered(number);
+    let mut run = Run {
+        shared: shared.clone(),
+        records,
+        started: Instant::now(),
+        scratch: Scratch::default(),
+        done: 0,
+        filled: 0,
+    };
+    let Some(name) = name else { return run.fail(Outcome::Missing) };
+    let deadline = Instant::now() + shared.options.request_timeout;
+    let mut failure = Outcome::Failed(DeviceFault::Io);
+    for _ in 0..ATTEMPTS_MAX {
+        let Err(fault) = run.attempt(name, deadline).await else { return };
+        match fault {
+            // The pack is gone, or was never as long as its index says.
+            Fault::NotFound | Fault::Short { cut: false, .. } => {
+                forget(&shared, name, "it is gone");
+                failure = Outcome::Missing;
+                break;
+            }
+            fault if !fault.is_transient() || Instant::now() >= deadline => break,
+            _ => {}
+        }
+    }
+    run.fail(failure);
+}
+
+/// A pack that is not what the catalog says is asked for nothing more, until a listing shows it again.
+fn forget(shared: &Shared, name: PackName, why: &str) {
+    tracing::info!(pack = %name, why, "a pack is forgotten");
+    shared.counters().packs_gone.add(1);
+    if let Err(error) = shared.catalog.remove(name) {
+        tracing::warn!(%error, "the catalog does not hear of a pack that is gone");
+    }
+}
+
+impl Run {
+    fn range(&self) -> Range<u64> {
+        let place = |at: usize| self.records[at].from;
+        let last = place(self.records.len() - 1);
+        u64::from(place(self.done).offset)..u64::from(last.offset) + u64::from(last.bytes)
+    }
+
+    /// Asks for what is not there yet, and takes what comes.
+    async fn attempt(&mut self, name: PackName, deadline: Instant) -> Result<(), Fault> {
+        self.filled = 0;
+        self.shared.counters().runs.add(1);
+        let mut body = self.shared.store.get_range(&pack_path(name), self.range(), deadline).await?;
+        while let Some(chunk) = body.next().await {
+            self.take(name, &chunk?);
+        }
+        Ok(())
+    }
+
+    /// Puts bytes into slots; a record that is whole is verified and answered.
+    fn take(&mut self, name: PackName, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.done < self.records.len() {
+            let record = &self.records[self.done];
+            let whole = record.from.bytes as usize;
+            let (now, later) = bytes.split_at(bytes.len().min(whole - self.filled));
+            // A slot that is too small for the record fails its verification.
+            let _ = record.memory.write(self.filled, now);
+            self.filled += now.len();
+            bytes = later;
+            if self.filled == whole {
+                self.finish(name);
+            }
+        }
+    }
+
+    fn finish(&mut self, name: PackName) {
+        let verified = self.verify();
+        let record = &self.records[self.done];
+        let outcome = match verified {
+            Ok(()) => {
+                self.shared.counters().records_got.add(1);
+                self.shared.sharing.used(name);
+                Outcome::Done { bytes: u64::from(record.from.bytes), took: self.started.elapsed() }
+            }
+            Err(mismatch) => {
+                tracing::warn!(key = %record.expect.key, pack = %name, mismatch, "a record in the object tier is corrupt");
+                forget(&self.shared, name, "a record in it is corrupt");
+                Outcome::Corrupt
+            }
+        };
+        self.shared.answer(record.id, outcome);
+        self.done += 1;
+        self.filled = 0;
+    }
+
+    /// Whether what lies in the slot is the record that was asked for, in its place of the chain.
+    fn verify(&mut self) -> Result<(), String> {
+        let Wanted { from, expect, memory, .. } = &self.records[self.done];
+        if from.bytes as usize != memory.len() {
+            return Err(format!("{} bytes for a slot of {}", from.bytes, memory.len()));
+        }
+        let wanted = Expect::from(expect);
+        verify_record(memory, &wanted, &mut self.scratch).map_err(|mismatch| mismatch.to_string())?;
+        let sealed = self.scratch.read(memory).map_err(|mismatch| mismatch.to_string())?;
+        let found = &sealed.metadata;
+        let same = sealed.meta_checksum == expect.meta_checksum
+            && (found.parent_key, found.position, found.group) == (expect.parent_key, expect.position, expect.group);
+        if same { Ok(()) } else { Err("it stands elsewhere in its chain".into()) }
+    }
+
+    /// Answers what is left.
+    fn fail(mut self, outcome: Outcome) {
+        for record in self.records.drain(self.done..) {
+            if outcome == Outcome::Missing {
+                self.shared.counters().records_missing.add(1);
+            }
+            self.shared.answer(record.id, outcome);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! This node's own packs in the store: their numbers, their bytes, and which of them go when the share is full.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use kvd_tiers::object::{IndexName, PackName, pack_path};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::store::Fault;
+use super::tier::Shared;
+use super::worker::unix_ms;
+
+/// Sequence numbers of index objects: microseconds since 1970 where the clock allows it, so that a node which lost its
+/// catalog goes on behind what it published before.
+pub(super) struct Numbers(u64);
+
+impl Numbers {
+    /// The next one. Taken even where nothing comes of it.
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = (self.0 + 1).max(unix_ms().saturating_mul(1000));
+        self.0
+    }
+}
+
+struct Own {
+    name: IndexName,
+    bytes: u64,
+    /// When it was written, or last read by this node, in milliseconds since 1970.
+    used_ms: u64,
+}
+
+#[derive(Default)]
+struct Owned {
+    packs: BTreeMap<PackName, Own>,
+    bytes: u64,
+    /// Bytes that uploads under way will add.
+    promised: u64,
+}
+
+/// What this node keeps in the store.
+pub(super) struct Sharing {
+    pub(super) publishing: AsyncMutex<Numbers>,
+    /// One eviction at a time.
+    evicting: AsyncMutex<()>,
+    /// Guards numbers; held for a few instructions, and no other lock is taken under it.
+    owned: Mutex<Owned>,
+    /// The store was listed once: what this node has in it is known.
+    ready: AtomicBool,
+    share_bytes: u64,
+}
+
+impl Sharing {
+    /// `published`: the highest number that is known to be this node's.
+    pub(super) fn new(share_bytes: u64, published: u64) -> Self {
+        Self {
+            publishing: AsyncMutex::new(Numbers(published)),
+            evicting: AsyncMutex::new(()),
+            owned: Mutex::default(),
+            ready: AtomicBool::new(false),
+            share_bytes,
+        }
+    }
+
+    fn owned(&self) -> std::sync::MutexGuard<'_, Owned> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// The catalog agrees with a full listing of the store: what is this node's there is known from now on.
+    pub(super) fn set_ready(&self, shared: &Shared) {
+        self.recount(shared);
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts anew what the catalog says is this node's.
+    fn recount(&self, shared: &Shared) {
+        let mut owned = self.owned();
+        let known = std::mem::take(&mut owned.packs);
+        owned.bytes = 0;
+        for row in shared.catalog.packs_of(shared.node) {
+            let used_ms = known.get(&row.name).map_or(row.created_ms, |own| own.used_ms);
+            owned.bytes += row.bytes;
+            owned.packs.insert(row.name, Own { name: row.index_name(), bytes: row.bytes, used_ms });
+        }
+        show(shared, &owned);
+    }
+
+    /// A pack of this node is in the store.
+    pub(super) fn published(&self, shared: &Shared, name: IndexName, bytes: u64) {
+        let mut owned = self.owned();
+        owned.bytes += bytes;
+        owned.packs.insert(name.pack, Own { name, bytes, used_ms: unix_ms() });
+        show(shared, &owned);
+    }
+
+    /// A pack was read, by this node; one of another node is none of its business.
+    pub(super) fn used(&self, pack: PackName) {
+        if let Some(own) = self.owned().packs.get_mut(&pack) {
+            own.used_ms = unix_ms();
+        }
+    }
+
+    /// Deletes own packs, the one not used for longest first, until `bytes` more are within the share. They are kept free
+    /// until the promise is dropped.
+    pub(super) async fn make_room(&self, shared: &Shared, bytes: u64, deadline: Instant) -> Result<Promise<'_>, Fault> {
+        if bytes > self.share_bytes {
+            return Err(Fault::Full(format!("a pack of {bytes} bytes is more than tiers.object.share")));
+        }
+        let _one = self.evicting.lock().await;
+        loop {
+            let victim = {
+                let mut owned = self.owned();
+                if owned.bytes + owned.promised + bytes <= self.share_bytes {
+                    owned.promised += bytes;
+                    return Ok(Promise { sharing: self, bytes });
+                }
+                owned.packs.values().min_by_key(|own| own.used_ms).map(|own| own.name)
+            };
+            let Some(victim) = victim else {
+                return Err(Fault::Full("tiers.object.share is used up by packs under way".into()));
+            };
+            delete(shared, victim, deadline).await?;
+            self.forget(shared, victim.pack);
+            shared.counters().packs_evicted.add(1);
+        }
+    }
+
+    /// A pack of this node is gone.
+    pub(super) fn forget(&self, shared: &Shared, pack: PackName) {
+        let mut owned = self.owned();
+        if let Some(own) = owned.packs.remove(&pack) {
+            owned.bytes -= own.bytes;
+        }
+        show(shared, &owned);
+    }
+}
+
+/// Room in the share for a pack that is being uploaded.
+pub(super) struct Promise<'a> {
+    sharing: &'a Sharing,
+    bytes: u64,
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.sharing.owned().promised -= self.bytes;
+    }
+}
+
+fn show(shared: &Shared, owned: &Owned) {
+    shared.counters().own_bytes.set(owned.bytes);
+    shared.counters().own_packs.set(owned.packs.len() as u64);
+}
+
+/// Deletes a pack: first what makes it visible, then what it is. What a crash leaves between the two is an orphan.
+pub(super) async fn delete(shared: &Shared, name: IndexName, deadline: Instant) -> Result<(), Fault> {
+    shared.store.delete(&name.path(), deadline).await?;
+    if let Err(error) = shared.catalog.remove(name.pack) {
+        tracing::warn!(%error, "the catalog does not hear of a pack that goes");
+    }
+    shared.store.delete(&pack_path(name.pack), deadline).await
+}

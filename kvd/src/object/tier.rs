@@ -1,0 +1,180 @@
+//! The object tier of a running daemon: what the core asks of it, what it tells, and its threads.
+//!
+//! ```text
+//! core ──orders──► worker ──► packs ──► uploads ──► store          (Put: answered when the record is in a pack)
+//!      ◄─outcomes─        ──► runs of ranged reads ◄── store       (Get: straight into DRAM slots, verified)
+//!      ──asked───► lookups ──► catalog
+//!      ◄─events──          learner ──► catalog ◄── index objects of all nodes
+//! ```
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use kvd_nixl::sys::{EventFd, MemoryExtent, Signal};
+use kvd_proto::{BlockKey, Shard, TenantKey};
+use kvd_tiers::ladder::{Outcome, RemoteRecord};
+use kvd_tiers::object::catalog::{Catalog, CatalogError, CatalogOptions};
+use kvd_tiers::object::{NodeName, Realm};
+use kvd_tiers::{MoveId, ObjectPlace, SlotEntry};
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use super::identity::{self, IdentityError};
+use super::sharing::Sharing;
+use super::store::{Store, StoreError};
+use super::{lookups, worker};
+use crate::core::ObjectOptions;
+use crate::metrics::counters::Counters;
+use crate::metrics::object::ObjectCounters;
+
+/// Orders that may wait for the worker: the ladder's own bounds are below.
+pub(crate) const ORDERS_WAITING_MAX: usize = 256;
+/// Questions that may wait for the catalog; further matches are answered from what is here.
+pub(crate) const ASKED_WAITING_MAX: usize = 256;
+
+/// Why there is no object tier.
+#[derive(Debug, Error)]
+pub enum TierError {
+    /// The store's client cannot be made.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The catalog cannot be used.
+    #[error("the catalog of the object tier cannot be used: {0}")]
+    Catalog(#[from] CatalogError),
+    /// This node has no name.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// No threads.
+    #[error("starting the object tier: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A move of the ladder.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Takes a copy of a record.
+    Put { id: MoveId, entry: SlotEntry, memory: MemoryExtent },
+    /// Brings a record.
+    Get { id: MoveId, from: ObjectPlace, expect: SlotEntry, memory: MemoryExtent },
+}
+
+/// Which blocks of a chain the catalog knows.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// The core's own number of the question.
+    pub(crate) ticket: u64,
+    pub(crate) shard: Shard,
+    pub(crate) payload_bytes: u32,
+    /// In chain order.
+    pub(crate) keys: Vec<BlockKey>,
+}
+
+/// What the tier tells the core.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Whether requests are worth making.
+    Up(bool),
+    /// The records of the blocks asked for, up to the first that is not known.
+    Found { ticket: u64, records: Vec<RemoteRecord> },
+}
+
+/// The core's ends.
+pub(crate) struct ObjectLink {
+    /// `None` once the daemon stops.
+    pub(crate) orders: Option<mpsc::Sender<Order>>,
+    /// `None` once the daemon stops.
+    pub(crate) asked: Option<Sender<Asked>>,
+    pub(crate) events: Receiver<Event>,
+}
+
+/// What all parts of the tier share.
+pub(super) struct Shared {
+    pub(super) options: ObjectOptions,
+    pub(super) store: Store,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) node: NodeName,
+    pub(super) tenant_key: TenantKey,
+    pub(super) sharing: Sharing,
+    pub(super) stop: Arc<AtomicBool>,
+    counters: Arc<Counters>,
+    outcomes: Sender<(MoveId, Outcome)>,
+    events: Sender<Event>,
+    doorbell: Arc<EventFd>,
+}
+
+impl Shared {
+    pub(super) fn counters(&self) -> &ObjectCounters {
+        &self.counters.object
+    }
+
+    /// Answers a move. The channel has room for every move that the ladder may have under way.
+    pub(super) fn answer(&self, id: MoveId, outcome: Outcome) {
+        let _ = self.outcomes.send((id, outcome));
+        let _ = self.doorbell.signal();
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        let _ = self.events.send(event);
+        let _ = self.doorbell.signal();
+    }
+
+    pub(super) fn realm(&self, namespace: &kvd_proto::NamespaceDigest) -> Realm {
+        let (tenant, namespace) = self.tenant_key.sealed_names(namespace);
+        Realm { tenant, namespace }
+    }
+}
+
+/// What the daemon gives its object tier.
+pub(crate) struct TierEnds {
+    pub(crate) outcomes: Sender<(MoveId, Outcome)>,
+    pub(crate) doorbell: Arc<EventFd>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
+/// Opens the catalog and starts the threads; asks nothing of the store yet. The threads end when the core's ends of the
+/// channels are gone, and what was taken is uploaded or `patience` is over.
+pub(crate) fn start(
+    options: &ObjectOptions,
+    data_dir: &Path,
+    tenant_key: TenantKey,
+    ends: TierEnds,
+    patience: Duration,
+) -> Result<(ObjectLink, Vec<JoinHandle<()>>), TierError> {
+    let store = Store::open(options)?;
+    // One tier per daemon: nobody was here before.
+    let _ = ends.counters.object.store.set(store.counters().clone());
+    ends.counters.object.up.set(1);
+    let node = identity::node_name(data_dir)?;
+    let (catalog, opened) = Catalog::open(&data_dir.join("catalog"), CatalogOptions::default())?;
+    if let Some(why) = opened.fresh {
+        tracing::info!(why, "the catalog of the object tier begins anew");
+    }
+    let catalog = Arc::new(catalog);
+    let cursor = catalog.cursor(node);
+    let (asked, questions) = bounded(ASKED_WAITING_MAX);
+    // One answer per question that waits, and one that is being given; and a change of state now and then.
+    let (event_sender, events) = bounded(2 * ASKED_WAITING_MAX + 16);
+    let (orders, order_receiver) = mpsc::channel(ORDERS_WAITING_MAX);
+    let shared = Arc::new(Shared {
+        options: options.clone(),
+        store,
+        catalog,
+        node,
+        tenant_key,
+        sharing: Sharing::new(options.share_bytes, cursor),
+        stop: ends.stop,
+        counters: ends.counters,
+        outcomes: ends.outcomes,
+        events: event_sender,
+        doorbell: ends.doorbell,
+    });
+    tracing::info!(url = %options.url, %node, packs = opened.packs, "the object tier is open");
+    let threads = vec![lookups::spawn(shared.clone(), questions)?, worker::spawn(shared, order_receiver, patience)?];
+    Ok((ObjectLink { orders: Some(orders), asked: Some(asked), events }, threads))
+}

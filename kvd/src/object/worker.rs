@@ -1,0 +1,286 @@
+//! The thread that speaks to the store: takes the ladder's moves, keeps packs and requests going, and ends in order.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kvd_nixl::sys::MemoryExtent;
+use kvd_tiers::ladder::{DeviceFault, Outcome};
+use kvd_tiers::object::PackName;
+use kvd_tiers::record::{Expect, Scratch, slot_bytes, verify_metadata};
+use kvd_tiers::{MoveId, SlotEntry};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::packing::{Closed, Incoming, Packed, Packing};
+use super::reading::{self, Wanted};
+use super::store::{Fault, Op};
+use super::tier::{Event, ORDERS_WAITING_MAX, Order, Shared};
+use super::{learning, uploading};
+
+/// Packs being uploaded at a time.
+const UPLOADS_MAX: usize = 2;
+/// Bytes of packs that are not in the store yet, in packs.
+const BUFFERED_PACKS: u64 = 4;
+/// How often a pack is tried before it is given up.
+const UPLOAD_FAILURES_MAX: u32 = 5;
+/// How often it is looked whether the store answers.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a record may wait for room in a pack before it is given up, so that its slot is free again.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
+/// Threads for the catalog's writes and a folder's files.
+const BLOCKING_THREADS: usize = 8;
+
+/// What came of an upload.
+type Uploaded = (Closed, Result<(), Fault>);
+
+/// Starts the thread. It ends when the channel of its orders closes and what it took is uploaded, or `patience` is over.
+pub(super) fn spawn(
+    shared: Arc<Shared>,
+    orders: mpsc::Receiver<Order>,
+    patience: Duration,
+) -> io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("kvd-object-io")
+        .build()?;
+    thread::Builder::new().name("kvd-object".into()).spawn(move || {
+        runtime.block_on(Worker::new(shared).run(orders, patience));
+        // A folder's writes may still be under way in their threads: nobody waits for them.
+        runtime.shutdown_background();
+    })
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    packing: Packing,
+    uploads: JoinSet<Uploaded>,
+    /// Records that found no room, and since when.
+    waiting: VecDeque<(Instant, MoveId, SlotEntry, MemoryExtent)>,
+    scratch: Scratch,
+    random: SmallRng,
+    up: bool,
+}
+
+/// Milliseconds since 1970, by this node's clock.
+#[expect(clippy::disallowed_methods, reason = "other nodes read it: a time that they share")]
+pub(super) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>) -> Self {
+        let options = &shared.options;
+        let bytes_max = options.pack_bytes.saturating_mul(BUFFERED_PACKS);
+        let packing = Packing::new(shared.node, options.pack_bytes, options.pack_age, bytes_max);
+        Self {
+            packing,
+            uploads: JoinSet::new(),
+            waiting: VecDeque::new(),
+            scratch: Scratch::default(),
+            random: SmallRng::from_os_rng(),
+            up: true,
+            shared,
+        }
+    }
+
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>, patience: Duration) {
+        let learner = tokio::spawn(learning::run(self.shared.clone()));
+        let mut batch = Vec::with_capacity(ORDERS_WAITING_MAX);
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            let due = self.packing.due();
+            let closing = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                count = orders.recv_many(&mut batch, ORDERS_WAITING_MAX) => {
+                    if count == 0 {
+                        break;
+                    }
+                    self.take(&mut batch);
+                }
+                Some(ended) = self.uploads.join_next() => self.uploaded(ended),
+                () = closing => {}
+                _ = looks.tick() => self.look(),
+            }
+            self.go_on(false);
+        }
+        learner.abort();
+        self.end(patience).await;
+    }
+
+    /// The daemon stops: what was taken is uploaded, as far as the time reaches.
+    async fn end(mut self, patience: Duration) {
+        let until = tokio::time::Instant::now() + patience;
+        self.give_up_waiting(Duration::ZERO);
+        self.go_on(true);
+        while !self.uploads.is_empty() {
+            match tokio::time::timeout_at(until, self.uploads.join_next()).await {
+                Ok(Some(ended)) => self.uploaded(ended),
+                Ok(None) | Err(_) => break,
+            }
+            self.go_on(true);
+        }
+        if !self.uploads.is_empty() || !self.packing.is_empty() {
+            let bytes = self.packing.bytes();
+            tracing::warn!(
+                bytes,
+                "packs were not uploaded before the daemon ended: their records are on this node only"
+            );
+        }
+    }
+
+    fn take(&mut self, batch: &mut Vec<Order>) {
+        let mut wanted = Vec::new();
+        for order in batch.drain(..) {
+            match order {
+                Order::Get { id, from, expect, memory } => wanted.push(Wanted { id, from, expect, memory }),
+                Order::Put { id, entry, memory } => self.put(Instant::now(), id, entry, memory),
+            }
+        }
+        for run in reading::runs(wanted) {
+            tokio::spawn(reading::read(self.shared.clone(), run));
+        }
+    }
+
+    /// Puts a record into a pack and answers, or lets it wait for room.
+    fn put(&mut self, since: Instant, id: MoveId, entry: SlotEntry, memory: MemoryExtent) {
+        let started = Instant::now();
+        let packed = match self.shared.catalog.lookup(&entry.key, &entry.shard) {
+            Ok(Some(_)) => Packed::Known,
+            // A catalog that cannot be asked costs a duplicate, no more.
+            Ok(None) | Err(_) => self.pack(&entry, &memory),
+        };
+        let outcome = match packed {
+            Packed::Taken => Outcome::Done { bytes: memory.len() as u64, took: started.elapsed() },
+            Packed::Known => {
+                self.shared.counters().records_known.add(1);
+                Outcome::Done { bytes: 0, took: started.elapsed() }
+            }
+            Packed::Corrupt(mismatch) => {
+                tracing::warn!(key = %entry.key, mismatch, "a record in DRAM is corrupt");
+                Outcome::Corrupt
+            }
+            Packed::NoRoom => {
+                self.packing.close_for_room(unix_ms());
+                self.waiting.push_back((since, id, entry, memory));
+                return;
+            }
+        };
+        self.shared.answer(id, outcome);
+    }
+
+    fn pack(&mut self, entry: &SlotEntry, memory: &MemoryExtent) -> Packed {
+        let metadata = match verify_metadata(memory, &Expect::from(entry), &mut self.scratch) {
+            Ok(sealed) => sealed.metadata,
+            Err(mismatch) => return Packed::Corrupt(mismatch.to_string()),
+        };
+        let bytes = slot_bytes(metadata.meta_bytes(), metadata.payload_bytes);
+        let realm = self.shared.realm(&metadata.namespace);
+        let Some(record_bytes) = u32::try_from(bytes).ok().filter(|bytes| *bytes as usize <= memory.len()) else {
+            return Packed::Corrupt("it does not fit in its slot".into());
+        };
+        let random = &mut self.random;
+        let record = Incoming { entry, memory, realm, record_bytes };
+        self.packing.take(&record, || PackName::new(random.random()), Instant::now(), unix_ms())
+    }
+
+    /// Closes packs, starts uploads, and lets records go on that waited for room.
+    fn go_on(&mut self, all: bool) {
+        self.packing.close_due(Instant::now(), unix_ms(), all);
+        while self.up && self.shared.sharing.is_ready() && self.uploads.len() < UPLOADS_MAX {
+            let Some(closed) = self.packing.next_closed() else { break };
+            let shared = self.shared.clone();
+            self.uploads.spawn(async move {
+                let ended = uploading::upload(&shared, &closed).await;
+                (closed, ended)
+            });
+        }
+        for _ in 0..self.waiting.len() {
+            let Some((since, id, entry, memory)) = self.waiting.pop_front() else { break };
+            let before = self.waiting.len();
+            self.put(since, id, entry, memory);
+            if self.waiting.len() > before {
+                break;
+            }
+        }
+        self.shared.counters().buffered_bytes.set(self.packing.bytes());
+    }
+
+    fn uploaded(&mut self, ended: Result<Uploaded, tokio::task::JoinError>) {
+        let (mut closed, result) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                // Its records stay counted as buffered: it cannot be known what became of them.
+                tracing::error!(%error, "an upload broke off");
+                return;
+            }
+        };
+        let figures = self.shared.counters();
+        match result {
+            Ok(()) => {
+                figures.packs_put.add(1);
+                self.packing.gone(&closed);
+            }
+            Err(fault) => {
+                closed.failures += 1;
+                let records = closed.index.entries.len() as u64;
+                let hopeless = !fault.is_transient() && fault != Fault::Open;
+                if hopeless || closed.failures >= UPLOAD_FAILURES_MAX {
+                    tracing::warn!(%fault, records, "a pack cannot be uploaded and is given up");
+                    figures.packs_dropped.add(1);
+                    figures.records_dropped.add(records);
+                    self.packing.gone(&closed);
+                } else {
+                    self.packing.again(closed);
+                }
+            }
+        }
+    }
+
+    /// Whether the store answers, and whether anybody has waited for room too long.
+    fn look(&mut self) {
+        let store = &self.shared.store;
+        let up = store.admits(Op::Get) && store.admits(Op::Put);
+        if up != self.up {
+            self.up = up;
+            if !up {
+                tracing::warn!(state = ?store.state(), "the object tier's store does not answer: it is left alone for a while");
+            }
+            self.shared.counters().up.set(u64::from(up));
+            self.shared.tell(Event::Up(up));
+        }
+        self.give_up_waiting(ROOM_PATIENCE);
+        if self.shared.stop.load(Ordering::Relaxed) {
+            self.give_up_waiting(Duration::ZERO);
+        }
+    }
+
+    /// Records that have waited for room for `patience` are given up, and the oldest pack with them, so that younger ones
+    /// find room when the store comes back.
+    fn give_up_waiting(&mut self, patience: Duration) {
+        let mut late = false;
+        while self.waiting.front().is_some_and(|(since, ..)| since.elapsed() >= patience) {
+            let Some((_, id, ..)) = self.waiting.pop_front() else { break };
+            self.shared.answer(id, Outcome::Failed(DeviceFault::NoSpace));
+            late = true;
+        }
+        if late && let Some(records) = self.packing.drop_oldest() {
+            tracing::warn!(records, "a pack is given up: the store takes less than is stored");
+            self.shared.counters().packs_dropped.add(1);
+            self.shared.counters().records_dropped.add(records);
+        }
+    }
+}

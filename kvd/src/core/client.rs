@@ -1,6 +1,7 @@
 //! What the core keeps of one session.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use kvd_nixl::sys::{MemoryExtent, RingError, Signal};
 use kvd_proto::wire::ring::{Completion, ENTRY_BYTES};
@@ -60,7 +61,7 @@ pub(super) struct Question {
     pub(super) ticket: u64,
     pub(super) view: ViewId,
     /// Of the whole chain. The client may change its slab meanwhile.
-    pub(super) hashes: Vec<BlockHash>,
+    pub(super) hashes: Arc<[BlockHash]>,
     /// The first that was asked about.
     pub(super) first: u32,
     pub(super) purpose: Purpose,

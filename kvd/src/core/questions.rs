@@ -2,11 +2,13 @@
 //!
 //! A match waits for that, no longer than a part of its deadline; a prefetch is answered at once and goes on behind it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvd_proto::wire::ring::{Completion, FLAG_LEASE, Op, Request, Status};
 use kvd_proto::{BlockHash, GroupKey, Time};
 use kvd_tiers::ladder::{HashSource, Matched, RemoteChain, RemoteRecord};
+use kvd_tiers::record::slot_bytes;
 
 use crate::core::client::{Client, Purpose, QUESTIONS_MAX, Question, SlabHashes, View};
 use crate::core::clock;
@@ -37,10 +39,16 @@ impl Core {
         }
         self.next_request += 1;
         let ticket = self.next_request << CLIENT_BITS | u64::from(client.slot.get());
-        let all: Vec<BlockHash> = (0..hashes.count).map(|index| hashes.get(index)).collect();
-        let group_key = GroupKey::derive(&self.settings.tenant_key, &view.namespace, view.group);
-        let keys = all[first as usize..].iter().map(|hash| group_key.block(hash)).collect();
-        let question = Asked { ticket, shard: view.shard.clone(), payload_bytes: view.payload_bytes, keys };
+        let all: Arc<[BlockHash]> = (0..hashes.count).map(|index| hashes.get(index)).collect();
+        let question = Asked {
+            ticket,
+            shard: view.shard.clone(),
+            payload_bytes: view.payload_bytes,
+            record_bytes: slot_bytes(view.meta_bytes as usize, view.payload_bytes) as u32,
+            group_key: GroupKey::derive(&self.settings.tenant_key, &view.namespace, view.group),
+            hashes: all.clone(),
+            first,
+        };
         if asked.try_send(question).is_err() {
             return false;
         }
@@ -70,9 +78,9 @@ impl Core {
             let Some(Ok(event)) = self.object.as_ref().map(|link| link.events.try_recv()) else { break };
             any = true;
             match event {
-                Event::Up(up) => {
-                    self.object_up = up;
-                    self.ladder.set_object_up(up, now);
+                Event::Up { reads, writes } => {
+                    self.object_up = reads;
+                    self.ladder.set_object_up(reads, writes, now);
                 }
                 Event::Found { ticket, records } => self.answered(ticket, &records, now),
             }
@@ -93,7 +101,7 @@ impl Core {
             let question = client.questions.swap_remove(place);
             self.questions_due.remove(&(question.due, ticket));
             let remote = RemoteChain { first: question.first, records };
-            let hashes = &question.hashes;
+            let hashes = &question.hashes[..];
             match question.purpose {
                 Purpose::Match { token, want_lease } => {
                     let found = self.ladder.match_remote(client.slot, question.view, hashes, remote, want_lease, now);

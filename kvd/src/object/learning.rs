@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use kvd_tiers::object::catalog::Added;
 use kvd_tiers::object::{INDEX_BYTES_MAX, INDEX_PREFIX, IndexName, NodeName, PackIndex, node_prefix};
 
@@ -18,6 +20,8 @@ const NODES_MAX: usize = 4096;
 const PER_NODE_MAX: usize = 1000;
 /// Index objects in all: 64 MiB each, that is a store of a petabyte.
 const OBJECTS_MAX: usize = 1 << 24;
+/// Index objects fetched at a time; the largest has 5 MiB.
+const FETCHED_AT_ONCE: usize = 8;
 /// Names asked for at a time in a full listing.
 const PAGE: usize = 10_000;
 
@@ -71,11 +75,7 @@ async fn list_new(shared: &Arc<Shared>) -> Result<(), Fault> {
         let prefix = node_prefix(node);
         let listed =
             shared.store.list(prefix.trim_end_matches('/'), Some(&after), PER_NODE_MAX, deadline(shared)).await?;
-        for object in listed {
-            if let Some(name) = IndexName::parse(&object.path) {
-                learn(shared, name).await?;
-            }
-        }
+        learn_all(shared, listed.iter().filter_map(|object| IndexName::parse(&object.path)).collect()).await?;
     }
     Ok(())
 }
@@ -103,15 +103,24 @@ async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
             Err(error) => return Err(Fault::Other(format!("the catalog cannot be compared with the store: {error}"))),
         };
     shared.counters().packs_gone.add(reconciled.removed.len() as u64);
-    for name in reconciled.unknown {
-        learn(shared, name).await?;
+    learn_all(shared, reconciled.unknown).await
+}
+
+/// Fetches index objects, some at a time, and learns of them in their order: nobody looks again behind a cursor.
+async fn learn_all(shared: &Arc<Shared>, names: Vec<IndexName>) -> Result<(), Fault> {
+    let fetch = |name: IndexName| async move {
+        (name, shared.store.get(&name.path(), INDEX_BYTES_MAX as u64, deadline(shared)).await)
+    };
+    let mut fetched = stream::iter(names).map(fetch).buffered(FETCHED_AT_ONCE);
+    while let Some((name, bytes)) = fetched.next().await {
+        learn(shared, name, bytes).await?;
     }
     Ok(())
 }
 
-/// Fetches an index object. One that is gone, or is none, is passed over.
-async fn learn(shared: &Arc<Shared>, name: IndexName) -> Result<(), Fault> {
-    let index = match shared.store.get(&name.path(), INDEX_BYTES_MAX as u64, deadline(shared)).await {
+/// Learns of a pack by its index object. One that is gone, or is none, is passed over.
+async fn learn(shared: &Arc<Shared>, name: IndexName, bytes: Result<Bytes, Fault>) -> Result<(), Fault> {
+    let index = match bytes {
         Ok(bytes) => PackIndex::decode(&bytes).map_err(|error| error.to_string()),
         Err(Fault::NotFound) => return Ok(()),
         Err(Fault::Long { .. }) => Err("it is longer than any index".into()),

@@ -58,6 +58,8 @@ struct Run {
     done: usize,
     /// Bytes of the next one that have come.
     filled: usize,
+    /// What those are told that are not answered when it ends, however that may be.
+    rest: Outcome,
 }
 
 /// Reads a run and answers each of its records, whatever comes.
@@ -71,24 +73,24 @@ pub(super) async fn read(shared: Arc<Shared>, records: Vec<Wanted>) {
         scratch: Scratch::default(),
         done: 0,
         filled: 0,
+        rest: Outcome::Missing,
     };
-    let Some(name) = name else { return run.fail(Outcome::Missing) };
+    let Some(name) = name else { return };
+    run.rest = Outcome::Failed(DeviceFault::Io);
     let deadline = Instant::now() + shared.options.request_timeout;
-    let mut failure = Outcome::Failed(DeviceFault::Io);
     for _ in 0..ATTEMPTS_MAX {
         let Err(fault) = run.attempt(name, deadline).await else { return };
         match fault {
             // The pack is gone, or was never as long as its index says.
             Fault::NotFound | Fault::Short { cut: false, .. } => {
                 forget(&shared, name, "it is gone");
-                failure = Outcome::Missing;
-                break;
+                run.rest = Outcome::Missing;
+                return;
             }
-            fault if !fault.is_transient() || Instant::now() >= deadline => break,
+            fault if !fault.is_transient() || Instant::now() >= deadline => return,
             _ => {}
         }
     }
-    run.fail(failure);
 }
 
 /// A pack that is not what the catalog says is asked for nothing more, until a listing shows it again.
@@ -168,14 +170,16 @@ impl Run {
             && (found.parent_key, found.position, found.group) == (expect.parent_key, expect.position, expect.group);
         if same { Ok(()) } else { Err("it stands elsewhere in its chain".into()) }
     }
+}
 
-    /// Answers what is left.
-    fn fail(mut self, outcome: Outcome) {
+impl Drop for Run {
+    /// Answers what is left: the ladder waits for every move.
+    fn drop(&mut self) {
         for record in self.records.drain(self.done..) {
-            if outcome == Outcome::Missing {
+            if self.rest == Outcome::Missing {
                 self.shared.counters().records_missing.add(1);
             }
-            self.shared.answer(record.id, outcome);
+            self.shared.answer(record.id, self.rest);
         }
     }
 }

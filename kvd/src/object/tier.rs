@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use kvd_nixl::sys::{EventFd, MemoryExtent, Signal};
-use kvd_proto::{BlockKey, Shard, TenantKey};
+use kvd_proto::{BlockHash, GroupKey, Shard, TenantKey};
 use kvd_tiers::ladder::{Outcome, RemoteRecord};
 use kvd_tiers::object::catalog::{Catalog, CatalogError, CatalogOptions};
 use kvd_tiers::object::{NodeName, Realm};
@@ -70,15 +70,20 @@ pub(crate) struct Asked {
     pub(crate) ticket: u64,
     pub(crate) shard: Shard,
     pub(crate) payload_bytes: u32,
-    /// In chain order.
-    pub(crate) keys: Vec<BlockKey>,
+    /// Of metadata and payload: one that has other metadata does not fit the view's slots.
+    pub(crate) record_bytes: u32,
+    pub(crate) group_key: GroupKey,
+    /// Of the whole chain: keys are made where they are needed, and most chains end at the first.
+    pub(crate) hashes: Arc<[BlockHash]>,
+    /// The first that is asked about.
+    pub(crate) first: u32,
 }
 
 /// What the tier tells the core.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// Whether requests are worth making.
-    Up(bool),
+    /// Whether reads, and writes, are worth asking for.
+    Up { reads: bool, writes: bool },
     /// The records of the blocks asked for, up to the first that is not known.
     Found { ticket: u64, records: Vec<RemoteRecord> },
 }

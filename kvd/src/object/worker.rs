@@ -65,7 +65,8 @@ struct Worker {
     waiting: VecDeque<(Instant, MoveId, SlotEntry, MemoryExtent)>,
     scratch: Scratch,
     random: SmallRng,
-    up: bool,
+    /// Whether reads, and writes, are worth asking for.
+    up: (bool, bool),
 }
 
 /// Milliseconds since 1970, by this node's clock.
@@ -86,7 +87,7 @@ impl Worker {
             waiting: VecDeque::new(),
             scratch: Scratch::default(),
             random: SmallRng::from_os_rng(),
-            up: true,
+            up: (true, true),
             shared,
         }
     }
@@ -200,7 +201,7 @@ impl Worker {
     /// Closes packs, starts uploads, and lets records go on that waited for room.
     fn go_on(&mut self, all: bool) {
         self.packing.close_due(Instant::now(), unix_ms(), all);
-        while self.up && self.shared.sharing.is_ready() && self.uploads.len() < UPLOADS_MAX {
+        while self.up.1 && self.shared.sharing.is_ready() && self.uploads.len() < UPLOADS_MAX {
             let Some(closed) = self.packing.next_closed() else { break };
             let shared = self.shared.clone();
             self.uploads.spawn(async move {
@@ -253,14 +254,15 @@ impl Worker {
     /// Whether the store answers, and whether anybody has waited for room too long.
     fn look(&mut self) {
         let store = &self.shared.store;
-        let up = store.admits(Op::Get) && store.admits(Op::Put);
-        if up != self.up {
-            self.up = up;
-            if !up {
-                tracing::warn!(state = ?store.state(), "the object tier's store does not answer: it is left alone for a while");
+        let (reads, writes) = (store.admits(Op::Get) && store.admits(Op::List), store.admits(Op::Put));
+        if (reads, writes) != self.up {
+            self.up = (reads, writes);
+            if !(reads && writes) {
+                let state = store.state();
+                tracing::warn!(?state, reads, writes, "the object tier's store fails: it is left alone for a while");
             }
-            self.shared.counters().up.set(u64::from(up));
-            self.shared.tell(Event::Up(up));
+            self.shared.counters().up.set(u64::from(reads && writes));
+            self.shared.tell(Event::Up { reads, writes });
         }
         self.give_up_waiting(ROOM_PATIENCE);
         if self.shared.stop.load(Ordering::Relaxed) {

@@ -201,7 +201,15 @@ impl<'a> Pass<'a> {
 
     fn new(units: &'a Units, record_bytes: usize, whole_stripes: bool, checksums: &'a mut [u64]) -> Self {
         let whole_stripes = whole_stripes && units.unit_bytes.is_multiple_of(STRIPE_BYTES);
-        Self { units, whole_stripes, record_left: record_bytes, unit: 0, hasher: None, checksums, stage: Stage::default() }
+        Self {
+            units,
+            whole_stripes,
+            record_left: record_bytes,
+            unit: 0,
+            hasher: None,
+            checksums,
+            stage: Stage::default(),
+        }
     }
 
     /// Takes the next `len` bytes of the record, cut at the ends of units.

@@ -42,8 +42,10 @@ pub struct RemoteChain<'a> {
 /// The object tier.
 #[derive(Debug, Default)]
 pub(super) struct Remotes {
-    /// Requests are worth making.
+    /// Fetches are worth asking for.
     pub(super) up: bool,
+    /// It takes records.
+    pub(super) takes: bool,
     /// Where the remote nodes lie.
     places: BTreeMap<NodeId, ObjectPlace>,
     /// Records that wait to be given to the tier, oldest first.
@@ -55,7 +57,7 @@ pub(super) struct Remotes {
 
 impl Remotes {
     pub(super) fn new(up: bool) -> Self {
-        Self { up, ..Self::default() }
+        Self { up, takes: up, ..Self::default() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -73,9 +75,10 @@ impl Remotes {
 }
 
 impl<T: SlotTable, P: Policy> Ladder<T, P> {
-    /// Whether the object tier answers. While it does not, its records are misses and nothing is given to it.
-    pub fn set_object_up(&mut self, up: bool, now: Time) {
-        self.remotes.up = up;
+    /// Whether the object tier answers reads, and takes records. While it does not, its records are misses, and those that
+    /// are to be given to it wait.
+    pub fn set_object_up(&mut self, reads: bool, writes: bool, now: Time) {
+        (self.remotes.up, self.remotes.takes) = (reads, writes);
         self.work_some(now);
     }
 
@@ -124,7 +127,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
 
     /// Whether everything that was to be given to the object tier has been, as far as it takes anything.
     pub fn uploads_done(&self) -> bool {
-        self.remotes.putting == 0 && (self.remotes.uploads.is_empty() || !self.remotes.up)
+        self.remotes.putting == 0 && (self.remotes.uploads.is_empty() || !self.remotes.takes)
     }
 
     fn remotes_that_pay(&self, view: ViewId, count: usize) -> usize {
@@ -261,7 +264,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     /// Gives the tier as many records as it takes at a time.
     pub(super) fn work_uploads(&mut self) {
         let Some(object) = self.config.object else { return };
-        while self.remotes.up && self.remotes.putting < object.puts_max {
+        while self.remotes.takes && self.remotes.putting < object.puts_max {
             let Some((id, generation)) = self.remotes.uploads.pop_front() else { return };
             let here = self.nodes.live(id.0).filter(|id| {
                 let node = &self.nodes[*id];

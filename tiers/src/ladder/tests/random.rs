@@ -325,7 +325,7 @@ impl Play {
         match self.random.random_range(0..12) {
             11 => {
                 self.object_up ^= true;
-                ladder.set_object_up(self.object_up, now);
+                ladder.set_object_up(self.object_up, self.random.random_bool(0.5), now);
             }
             0 => assert!(ladder.pin(&key, true) < 3),
             1 | 2 => assert!(ladder.pin(&key, false) < 3),

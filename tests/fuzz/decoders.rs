@@ -17,6 +17,8 @@ use kvd_proto::wire::slab::{
 use kvd_proto::{Epoch, GroupKind, GroupSpec, MissReason, Namespace, Plane, Shard, Sharding, Tier, UnitOrder};
 use kvd_tiers::DeviceId;
 use kvd_tiers::nvme::{Device, DeviceOptions, Geometry, OpenOptions, Restored, Uuid, fsck};
+use kvd_tiers::object::PackIndex;
+use kvd_tiers::object::pack::{TRAILER_BYTES, parse_trailer};
 use kvd_tiers::record::{META_BYTES_MAX, Metadata};
 
 /// Frames of the session socket, one after the other.
@@ -121,6 +123,27 @@ pub(crate) fn record(data: &[u8]) {
     }
 }
 
+/// The seed of a pack index's checksum, docs/formats/pack.md.
+const INDEX_SEED: u64 = u64::from_le_bytes(*b"KVDPIDX1");
+
+/// The index of a pack, as it is and with its checksum put right; and the trailer behind it.
+pub(crate) fn pack(data: &[u8]) {
+    let _ = PackIndex::decode(data);
+    let _ = data.last_chunk::<TRAILER_BYTES>().map(|trailer| parse_trailer(trailer));
+    if data.len() < CHECKSUM.end {
+        return;
+    }
+    let mut bytes = data.to_vec();
+    seal(INDEX_SEED, &mut bytes);
+    if let Ok(index) = PackIndex::decode(&bytes) {
+        assert!(index.encode() == bytes, "one encoding each");
+    }
+}
+
+fn golden_index() -> Vec<u8> {
+    golden(include_str!("../golden/pack/v1.hex"), "index object")
+}
+
 /// A title of a golden file, what stands under it, and where on the device.
 type Part = (u64, Vec<u8>);
 
@@ -213,16 +236,26 @@ fn restore(part: usize, sector: &mut [u8], at: usize) {
 pub(crate) type Decoder = fn(&[u8]);
 
 /// All of them, by the names of their fuzz targets.
-pub(crate) const DECODERS: &[(&str, Decoder)] =
-    &[("frames", frames), ("ring", ring), ("slab", slab), ("namespace", namespace), ("record", record), ("nvme", nvme)];
+pub(crate) const DECODERS: &[(&str, Decoder)] = &[
+    ("frames", frames),
+    ("ring", ring),
+    ("slab", slab),
+    ("namespace", namespace),
+    ("record", record),
+    ("pack", pack),
+    ("nvme", nvme),
+];
 
-/// Checks that what [`nvme`] puts right is what the product writes: else it would try nothing behind the checksums.
+/// Checks that what [`nvme`] and [`pack`] put right is what the product writes: else it would try nothing behind the checksums.
 pub(crate) fn golden_device_is_sealed_as_the_product_does() {
     for (part, (_, bytes)) in GOLDEN.iter().enumerate().take(5) {
         let mut sector = bytes[..4096].to_vec();
         restore(part, &mut sector, 0);
         assert!(sector == bytes[..4096], "{}", PLACES[part].0);
     }
+    let mut index = golden_index();
+    seal(INDEX_SEED, &mut index);
+    assert!(index == golden_index(), "pack index");
 }
 
 /// The seeds of a target: small, valid, of every kind.
@@ -271,6 +304,7 @@ pub(crate) fn seeds(name: &str) -> Vec<Vec<u8>> {
                 .map(|image| image[..4096].to_vec())
                 .collect()
         }
+        "pack" => vec![golden_index()],
         // One change in each part, sealed.
         _ => (0x80..0x86).map(|part| vec![part, 40, 0, 3, 1, 2, 3, 4]).collect(),
     }

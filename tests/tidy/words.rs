@@ -47,6 +47,7 @@ fn the_documents_stand() {
         "docs/formats/nvme.md",
         "docs/formats/arena.md",
         "docs/formats/session.md",
+        "docs/formats/pack.md",
     ] {
         assert!(root().join(name).is_file(), "{name} is missing");
     }

@@ -127,6 +127,19 @@ impl Core {
                 write_bytes_per_second: stats.devices.iter().map(|device| device.write_bytes_per_second).sum(),
             });
         }
+        if let (Some(link), Some(found)) = (&self.object, stats.object) {
+            let counters = &self.counters.object;
+            tiers.push(TierReply {
+                tier: Tier::Object,
+                capacity_bytes: link.share_bytes,
+                used_bytes: counters.own_bytes.get(),
+                records: counters.own_records.get(),
+                held_records: u64::from(found.remotes),
+                evicted: counters.records_evicted.get(),
+                read_bytes_per_second: found.read_bytes_per_second,
+                write_bytes_per_second: 0,
+            });
+        }
         tiers
     }
 

@@ -34,10 +34,14 @@ pub struct ObjectCounters {
     pub packs_gone: Count,
     /// Own packs deleted to stay within the share.
     pub packs_evicted: Count,
+    /// Records in them.
+    pub records_evicted: Count,
     /// Gauge: bytes of own packs in the store.
     pub own_bytes: Count,
     /// Gauge: own packs in the store.
     pub own_packs: Count,
+    /// Gauge: records in them.
+    pub own_records: Count,
     /// Gauge: packs that the catalog knows.
     pub packs: Count,
     /// Gauge: bytes in packs that are not uploaded yet.
@@ -75,6 +79,7 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
     out.counter("kvd_object_runs", "Requests for ranges of packs", one(c.runs.get()))?;
     out.gauge_bytes("kvd_object_own", "Bytes of this node's packs in the store", one(c.own_bytes.get()))?;
     out.gauge("kvd_object_own_packs", "Packs of this node in the store", one(c.own_packs.get()))?;
+    out.gauge("kvd_object_own_records", "Records in this node's packs", one(c.own_records.get()))?;
     out.gauge("kvd_object_known_packs", "Packs that this node knows of", one(c.packs.get()))?;
     out.gauge_bytes("kvd_object_buffered", "Bytes in packs that are not uploaded yet", one(c.buffered_bytes.get()))?;
     let none = StoreCounters::default();

@@ -27,6 +27,7 @@ impl Numbers {
 struct Own {
     name: IndexName,
     bytes: u64,
+    records: u64,
     /// When it was written, or last read by this node, in milliseconds since 1970.
     used_ms: u64,
 }
@@ -85,16 +86,17 @@ impl Sharing {
         for row in shared.catalog.packs_of(shared.node) {
             let used_ms = known.get(&row.name).map_or(row.created_ms, |own| own.used_ms);
             owned.bytes += row.bytes;
-            owned.packs.insert(row.name, Own { name: row.index_name(), bytes: row.bytes, used_ms });
+            let records = u64::from(row.records);
+            owned.packs.insert(row.name, Own { name: row.index_name(), bytes: row.bytes, records, used_ms });
         }
         show(shared, &owned);
     }
 
     /// A pack of this node is in the store.
-    pub(super) fn published(&self, shared: &Shared, name: IndexName, bytes: u64) {
+    pub(super) fn published(&self, shared: &Shared, name: IndexName, bytes: u64, records: u64) {
         let mut owned = self.owned();
         owned.bytes += bytes;
-        owned.packs.insert(name.pack, Own { name, bytes, used_ms: unix_ms() });
+        owned.packs.insert(name.pack, Own { name, bytes, records, used_ms: unix_ms() });
         show(shared, &owned);
     }
 
@@ -125,18 +127,19 @@ impl Sharing {
                 return Err(Fault::Full("tiers.object.share is used up by packs under way".into()));
             };
             delete(shared, victim, deadline).await?;
-            self.forget(shared, victim.pack);
+            let records = self.forget(shared, victim.pack);
             shared.counters().packs_evicted.add(1);
+            shared.counters().records_evicted.add(records);
         }
     }
 
-    /// A pack of this node is gone.
-    pub(super) fn forget(&self, shared: &Shared, pack: PackName) {
+    /// A pack of this node is gone; how many records it had.
+    pub(super) fn forget(&self, shared: &Shared, pack: PackName) -> u64 {
         let mut owned = self.owned();
-        if let Some(own) = owned.packs.remove(&pack) {
-            owned.bytes -= own.bytes;
-        }
+        let gone = owned.packs.remove(&pack);
+        owned.bytes -= gone.as_ref().map_or(0, |own| own.bytes);
         show(shared, &owned);
+        gone.map_or(0, |own| own.records)
     }
 }
 
@@ -155,6 +158,7 @@ impl Drop for Promise<'_> {
 fn show(shared: &Shared, owned: &Owned) {
     shared.counters().own_bytes.set(owned.bytes);
     shared.counters().own_packs.set(owned.packs.len() as u64);
+    shared.counters().own_records.set(owned.packs.values().map(|own| own.records).sum());
 }
 
 /// Deletes a pack: first what makes it visible, then what it is. What a crash leaves between the two is an orphan.

@@ -95,6 +95,8 @@ pub(crate) struct ObjectLink {
     /// `None` once the daemon stops.
     pub(crate) asked: Option<Sender<Asked>>,
     pub(crate) events: Receiver<Event>,
+    /// Bytes that this node may keep in the store.
+    pub(crate) share_bytes: u64,
 }
 
 /// What all parts of the tier share.
@@ -181,5 +183,5 @@ pub(crate) fn start(
     });
     tracing::info!(url = %options.url, %node, packs = opened.packs, "the object tier is open");
     let threads = vec![lookups::spawn(shared.clone(), questions)?, worker::spawn(shared, order_receiver, patience)?];
-    Ok((ObjectLink { orders: Some(orders), asked: Some(asked), events }, threads))
+    Ok((ObjectLink { orders: Some(orders), asked: Some(asked), events, share_bytes: options.share_bytes }, threads))
 }

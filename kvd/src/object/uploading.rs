@@ -24,7 +24,7 @@ pub(super) async fn upload(shared: &Shared, pack: &Closed) -> Result<(), Fault> 
     let name = IndexName { node: shared.node, seq: publishing.next(), pack: pack.index.pack };
     shared.store.put_new(&name.path(), vec![pack.index_bytes.clone()], deadline).await?;
     drop(publishing);
-    sharing.published(shared, name, pack.bytes);
+    sharing.published(shared, name, pack.bytes, pack.index.entries.len() as u64);
     if let Err(error) = shared.catalog.add(name, &pack.index) {
         tracing::warn!(%error, "the catalog does not learn of a pack of this node");
     }

@@ -101,7 +101,7 @@ pub(super) struct Client {
     /// Chains that the catalog was asked about.
     pub(super) questions: Vec<Question>,
     /// Completions that found the ring full. Bounded: requests are taken only while it is empty, and each leaves at most one
-    /// final completion per waiting load behind.
+    /// final completion per waiting load or question behind.
     backlog: VecDeque<[u8; ENTRY_BYTES]>,
     /// Completions were pushed since the client was last woken.
     dirty: bool,

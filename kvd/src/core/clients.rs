@@ -266,6 +266,9 @@ impl Core {
     fn unplug(&mut self, at: usize) {
         self.sleeper.forget(at);
         if let Some(client) = &mut self.clients[at] {
+            for question in &client.questions {
+                self.questions_due.remove(&(question.due, question.ticket));
+            }
             client.unplug();
             for view in client.views.drain(..) {
                 self.ladder.close_view(view.id);

@@ -9,11 +9,11 @@ use kvd_tiers::nvme::Command;
 use kvd_tiers::{DeviceId, MoveId, SegmentId, SlotId};
 
 use crate::core::clock;
-use crate::core::device::Order;
+use crate::core::device::Order as DeviceOrder;
 use crate::core::state::Core;
 use crate::core::verify::VerifyOrder;
 use crate::metrics::counters::Edge;
-use crate::object::tier as object;
+use crate::object::tier::{Order, Wanted};
 
 /// Moves handed out in one turn, so that requests are not kept waiting.
 const MOVES_PER_TURN: usize = 64;
@@ -58,6 +58,17 @@ impl Core {
                 self.ladder.finished(id, outcome, now);
             }
         }
+        if !self.wanted.is_empty() {
+            // All of a turn at once: those that lie side by side are one request.
+            let wanted = std::mem::take(&mut self.wanted);
+            let ids: Vec<MoveId> = wanted.iter().map(|record| record.id).collect();
+            if !self.order_object(Order::Get(wanted)) {
+                for id in ids {
+                    self.in_flight.remove(&id);
+                    self.ladder.finished(id, GONE, now);
+                }
+            }
+        }
         for device in &mut self.devices {
             if std::mem::take(&mut device.dirty) {
                 device.waker.wake();
@@ -83,11 +94,15 @@ impl Core {
             }
             Move::Put { id, from, entry } => {
                 let memory = slot_of(self, from, Outcome::Corrupt)?;
-                return self.order_object(id, (Kind::Put, from), object::Order::Put { id, entry, memory });
+                self.in_flight.insert(id, UnderWay { kind: Kind::Put, segment: Some(from.segment()) });
+                let given = self.order_object(Order::Put { id, entry, memory });
+                return if given { Ok(()) } else { Err(NotGiven(id, GONE)) };
             }
             Move::Get { id, from, to, expect } => {
                 let memory = slot_of(self, to, Outcome::Failed(DeviceFault::Io))?;
-                return self.order_object(id, (Kind::Get, to), object::Order::Get { id, from, expect, memory });
+                self.in_flight.insert(id, UnderWay { kind: Kind::Get, segment: Some(to.segment()) });
+                self.wanted.push(Wanted { id, from, expect, memory });
+                return Ok(());
             }
             Move::Vacate { id, slot, .. } => (slot.device(), Command::Vacate { id, slot }, None, Kind::Housekeeping),
             Move::FormatZone { id, device, zone, slot_bytes } => {
@@ -105,18 +120,16 @@ impl Core {
             Move::Probe { id, device } => (device, Command::Probe { id }, None, Kind::Housekeeping),
         };
         self.in_flight.insert(id, UnderWay { kind, segment });
-        self.order(device, Order { command, segment }).map_err(|()| NotGiven(id, GONE))
+        self.order(device, DeviceOrder { command, segment }).map_err(|()| NotGiven(id, GONE))
     }
 
-    /// Gives the object tier something to do with a slot.
-    fn order_object(&mut self, id: MoveId, (kind, slot): (Kind, SlotId), order: object::Order) -> Result<(), NotGiven> {
-        self.in_flight.insert(id, UnderWay { kind, segment: Some(slot.segment()) });
+    /// Gives the object tier something to do. `false`: there is no room, or no tier.
+    fn order_object(&mut self, order: Order) -> bool {
         let orders = self.object.as_ref().and_then(|link| link.orders.as_ref());
-        let given = orders.is_some_and(|orders| orders.try_send(order).is_ok());
-        if given { Ok(()) } else { Err(NotGiven(id, GONE)) }
+        orders.is_some_and(|orders| orders.try_send(order).is_ok())
     }
 
-    fn order(&mut self, device: DeviceId, order: Order) -> Result<(), ()> {
+    fn order(&mut self, device: DeviceId, order: DeviceOrder) -> Result<(), ()> {
         let device = self.devices.get_mut(usize::from(device.0)).ok_or(())?;
         let orders = device.orders.as_ref().ok_or(())?;
         match orders.try_send(order) {

@@ -15,8 +15,9 @@ use crate::core::clock;
 use crate::core::state::Core;
 use crate::object::tier::{Asked, Event};
 
-/// Events taken in one turn.
+/// Events taken in one turn, and records in them, so that requests are not kept waiting.
 const EVENTS_PER_TURN: usize = 64;
+const RECORDS_PER_TURN: usize = 1024;
 /// Bits of a ticket that say which client's it is.
 const CLIENT_BITS: u32 = 8;
 
@@ -74,7 +75,11 @@ impl Core {
     /// Takes what the object tier tells; whether there was anything.
     pub(super) fn take_events(&mut self, now: Time) -> bool {
         let mut any = false;
+        let mut records_taken = 0;
         for _ in 0..EVENTS_PER_TURN {
+            if records_taken >= RECORDS_PER_TURN {
+                break;
+            }
             let Some(Ok(event)) = self.object.as_ref().map(|link| link.events.try_recv()) else { break };
             any = true;
             match event {
@@ -82,10 +87,15 @@ impl Core {
                     self.object_up = reads;
                     self.ladder.set_object_up(reads, writes, now);
                 }
-                Event::Found { ticket, records } => self.answered(ticket, &records, now),
+                Event::Found { ticket, records } => {
+                    records_taken += records.len();
+                    self.answered(ticket, &records, now);
+                }
             }
         }
-        while let Some((due, ticket)) = self.questions_due.first().copied().filter(|(due, _)| *due <= now) {
+        for _ in 0..EVENTS_PER_TURN {
+            let late = self.questions_due.first().copied().filter(|(due, _)| *due <= now);
+            let Some((due, ticket)) = late else { break };
             any = true;
             self.questions_due.remove(&(due, ticket));
             self.answered(ticket, &[], now);

@@ -469,7 +469,7 @@ impl Begun<'_> {
                     stop: self.stop.clone(),
                 };
                 let (data_dir, key) = (&self.options.data_dir, self.options.tenant.key);
-                let (link, started) = tier::start(object, data_dir, key, ends, self.options.stop_deadline)?;
+                let (link, started) = tier::start(object, data_dir, key, ends, self.options.stop_deadline / 2)?;
                 threads.extend(started);
                 Some(link)
             }
@@ -496,6 +496,7 @@ impl Begun<'_> {
             namespaces: Namespaces::load(&self.options.data_dir),
             devices,
             object_up: object.is_some(),
+            wanted: Vec::new(),
             object,
             questions_due: BTreeSet::new(),
             verifier: Some(verifier),

@@ -22,7 +22,7 @@ use crate::core::namespaces::Namespaces;
 use crate::core::sleeper::Sleeper;
 use crate::core::verify::VerifyOrder;
 use crate::metrics::counters::Counters;
-use crate::object::tier::ObjectLink;
+use crate::object::tier::{ObjectLink, Wanted};
 use crate::session::{Control, SessionCall};
 
 /// The policy, whichever was configured.
@@ -127,6 +127,8 @@ pub(crate) struct Core {
     pub(super) devices: Vec<DeviceLink>,
     /// `None` where there is no object tier.
     pub(super) object: Option<ObjectLink>,
+    /// Records to be asked of it at the end of the turn.
+    pub(super) wanted: Vec<Wanted>,
     /// The object tier answers.
     pub(super) object_up: bool,
     /// When questions to the catalog are given up.

@@ -25,12 +25,19 @@ const FETCHED_AT_ONCE: usize = 8;
 /// Names asked for at a time in a full listing.
 const PAGE: usize = 10_000;
 
+/// The longest pause after turns that failed.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
 /// Learns until it is aborted.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut all_due = Instant::now();
     let mut failures = 0u32;
     loop {
         let turn = async {
+            if !shared.sharing.is_ready() {
+                list_own(&shared).await?;
+                shared.sharing.set_ready(&shared);
+            }
             if Instant::now() >= all_due {
                 list_all(&shared).await?;
                 shared.sharing.set_ready(&shared);
@@ -50,12 +57,34 @@ pub(super) async fn run(shared: Arc<Shared>) {
                     tracing::warn!(%fault, "packs of other nodes cannot be learned of");
                 }
                 failures = failures.saturating_add(1);
-                // The store's own breaker says when it is worth asking again.
-                shared.options.sync_every.max(Duration::from_millis(250))
+                let longer = shared.options.sync_every.saturating_mul(1 << failures.min(5));
+                longer.clamp(Duration::from_millis(250), PAUSE_MAX.max(shared.options.sync_every))
             }
         };
         shared.counters().packs.set(shared.catalog.stats().packs);
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// What this node itself has in the store: it must be known before more is put there.
+async fn list_own(shared: &Arc<Shared>) -> Result<(), Fault> {
+    let present = list_names(shared, node_prefix(shared.node).trim_end_matches('/')).await?;
+    let unknown = present.into_iter().filter(|name| shared.catalog.pack(name.pack).is_none());
+    learn_all(shared, unknown.collect()).await
+}
+
+/// The names of all index objects below a folder.
+async fn list_names(shared: &Arc<Shared>, folder: &str) -> Result<BTreeSet<IndexName>, Fault> {
+    let mut present = BTreeSet::new();
+    let mut after: Option<String> = None;
+    loop {
+        let listed = shared.store.list(folder, after.as_deref(), PAGE, deadline(shared)).await?;
+        let ended = listed.len() < PAGE;
+        after = listed.last().map(|last| last.path.clone());
+        present.extend(listed.iter().filter_map(|object| IndexName::parse(&object.path)));
+        if ended || present.len() >= OBJECTS_MAX {
+            return Ok(present);
+        }
     }
 }
 
@@ -83,18 +112,7 @@ async fn list_new(shared: &Arc<Shared>) -> Result<(), Fault> {
 /// Compares the catalog with everything that is published.
 async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
     let since = shared.catalog.mark();
-    let mut present = BTreeSet::new();
-    let mut after: Option<String> = None;
-    loop {
-        let prefix = INDEX_PREFIX.trim_end_matches('/');
-        let listed = shared.store.list(prefix, after.as_deref(), PAGE, deadline(shared)).await?;
-        let ended = listed.len() < PAGE;
-        after = listed.last().map(|last| last.path.clone());
-        present.extend(listed.iter().filter_map(|object| IndexName::parse(&object.path)));
-        if ended || present.len() >= OBJECTS_MAX {
-            break;
-        }
-    }
+    let present = list_names(shared, INDEX_PREFIX.trim_end_matches('/')).await?;
     let catalog = shared.catalog.clone();
     let reconciled = tokio::task::spawn_blocking(move || catalog.reconcile(&present, since)).await;
     let reconciled =
@@ -123,19 +141,22 @@ async fn learn(shared: &Arc<Shared>, name: IndexName, bytes: Result<Bytes, Fault
     let index = match bytes {
         Ok(bytes) => PackIndex::decode(&bytes).map_err(|error| error.to_string()),
         Err(Fault::NotFound) => return Ok(()),
-        Err(Fault::Long { .. }) => Err("it is longer than any index".into()),
-        Err(fault) => return Err(fault),
+        Err(fault @ (Fault::NoBucket(_) | Fault::Open)) => return Err(fault),
+        Err(fault) if fault.is_transient() => return Err(fault),
+        // One object that cannot be read must not keep the others away: the next full listing finds it again.
+        Err(fault) => Err(fault.to_string()),
     };
     let catalog = shared.catalog.clone();
     let learned = tokio::task::spawn_blocking(move || match index {
-        Ok(index) if index.belongs_to(&name) => catalog.add(name, &index).map_err(|error| error.to_string()),
-        Ok(_) => catalog.skip(name).map_err(|error| error.to_string()).and(Err("it is another pack's".into())),
-        Err(error) => catalog.skip(name).map_err(|error| error.to_string()).and(Err(error)),
+        Ok(index) if index.belongs_to(&name) => catalog.add(name, &index).map(|added| Ok(added == Added::New)),
+        Ok(_) => catalog.skip(name).map(|()| Err("it is another pack's".to_owned())),
+        Err(error) => catalog.skip(name).map(|()| Err(error)),
     });
-    match learned.await.unwrap_or_else(|error| Err(error.to_string())) {
-        Ok(Added::New) if name.node != shared.node => shared.counters().packs_learned.add(1),
-        Ok(Added::New | Added::Known) => {}
-        Err(error) => tracing::warn!(object = %name.path(), error, "an index object is passed over"),
+    match learned.await.map_err(|error| Fault::Other(error.to_string()))? {
+        Ok(Ok(new)) => shared.counters().packs_learned.add(u64::from(new && name.node != shared.node)),
+        Ok(Err(error)) => tracing::warn!(object = %name.path(), error, "an index object is passed over"),
+        // All that follow would fail as well.
+        Err(error) => return Err(Fault::Other(format!("the catalog cannot be written: {error}"))),
     }
     Ok(())
 }

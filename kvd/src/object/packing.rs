@@ -52,6 +52,8 @@ pub(super) struct Closed {
     pub(super) parts: Vec<Bytes>,
     /// Its bytes.
     pub(super) bytes: u64,
+    /// The number of its index object, once it was to be published: a second attempt meets what the first put there.
+    pub(super) number: Option<u64>,
     /// Uploads of it that failed.
     pub(super) failures: u32,
 }
@@ -210,7 +212,7 @@ impl Packing {
 fn closed(pack: SealedPack) -> Closed {
     let SealedPack { index, index_bytes, parts, bytes } = pack;
     let parts = parts.into_iter().map(Bytes::from).collect();
-    Closed { index, index_bytes: Bytes::from(index_bytes), parts, bytes, failures: 0 }
+    Closed { index, index_bytes: Bytes::from(index_bytes), parts, bytes, number: None, failures: 0 }
 }
 
 fn copy(record: &Incoming<'_>, into: &mut [u8]) -> Result<(), Mismatch> {

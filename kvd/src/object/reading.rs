@@ -5,28 +5,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt as _;
-use kvd_nixl::sys::MemoryExtent;
 use kvd_tiers::ladder::{DeviceFault, Outcome};
 use kvd_tiers::object::{PackName, pack_path};
-use kvd_tiers::record::{Expect, Scratch, verify_record};
-use kvd_tiers::{MoveId, ObjectPlace, SlotEntry};
+use kvd_tiers::record::{Expect, Mismatch, Scratch, verify_record};
 
 use super::store::Fault;
-use super::tier::Shared;
+use super::tier::{Shared, Wanted};
 
 /// Bytes of one request: several are under way at once, and one that fails is read again.
 const RUN_BYTES_MAX: u64 = 16 << 20;
 /// Requests for one run, each for what the one before it did not bring.
 const ATTEMPTS_MAX: u32 = 3;
-
-/// A record that the ladder wants.
-pub(super) struct Wanted {
-    pub(super) id: MoveId,
-    pub(super) from: ObjectPlace,
-    pub(super) expect: SlotEntry,
-    /// Its slot.
-    pub(super) memory: MemoryExtent,
-}
 
 /// Groups records whose bytes touch, in the order in which they lie.
 pub(super) fn runs(mut wanted: Vec<Wanted>) -> Vec<Vec<Wanted>> {
@@ -94,12 +83,24 @@ pub(super) async fn read(shared: Arc<Shared>, records: Vec<Wanted>) {
 }
 
 /// A pack that is not what the catalog says is asked for nothing more, until a listing shows it again.
-fn forget(shared: &Shared, name: PackName, why: &str) {
+fn forget(shared: &Arc<Shared>, name: PackName, why: &str) {
     tracing::info!(pack = %name, why, "a pack is forgotten");
     shared.counters().packs_gone.add(1);
-    if let Err(error) = shared.catalog.remove(name) {
-        tracing::warn!(%error, "the catalog does not hear of a pack that is gone");
-    }
+    let catalog = shared.catalog.clone();
+    // It may have to wait for a listing that is being compared.
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = catalog.remove(name) {
+            tracing::warn!(%error, "the catalog does not hear of a pack that is gone");
+        }
+    });
+}
+
+/// Why a record is not the one that was asked for.
+enum Wrong {
+    /// It is not what was stored.
+    Corrupt(String),
+    /// It is what was stored, but another place of a chain was meant: hashes were asked for that are no chain.
+    Elsewhere,
 }
 
 impl Run {
@@ -145,7 +146,8 @@ impl Run {
                 self.shared.sharing.used(name);
                 Outcome::Done { bytes: u64::from(record.from.bytes), took: self.started.elapsed() }
             }
-            Err(mismatch) => {
+            Err(Wrong::Elsewhere) => Outcome::Missing,
+            Err(Wrong::Corrupt(mismatch)) => {
                 tracing::warn!(key = %record.expect.key, pack = %name, mismatch, "a record in the object tier is corrupt");
                 forget(&self.shared, name, "a record in it is corrupt");
                 Outcome::Corrupt
@@ -157,18 +159,21 @@ impl Run {
     }
 
     /// Whether what lies in the slot is the record that was asked for, in its place of the chain.
-    fn verify(&mut self) -> Result<(), String> {
+    fn verify(&mut self) -> Result<(), Wrong> {
         let Wanted { from, expect, memory, .. } = &self.records[self.done];
         if from.bytes as usize != memory.len() {
-            return Err(format!("{} bytes for a slot of {}", from.bytes, memory.len()));
+            return Err(Wrong::Corrupt(format!("{} bytes for a slot of {}", from.bytes, memory.len())));
         }
+        let corrupt = |mismatch: Mismatch| Wrong::Corrupt(mismatch.to_string());
         let wanted = Expect::from(expect);
-        verify_record(memory, &wanted, &mut self.scratch).map_err(|mismatch| mismatch.to_string())?;
-        let sealed = self.scratch.read(memory).map_err(|mismatch| mismatch.to_string())?;
+        verify_record(memory, &wanted, &mut self.scratch).map_err(corrupt)?;
+        let sealed = self.scratch.read(memory).map_err(corrupt)?;
         let found = &sealed.metadata;
-        let same = sealed.meta_checksum == expect.meta_checksum
-            && (found.parent_key, found.position, found.group) == (expect.parent_key, expect.position, expect.group);
-        if same { Ok(()) } else { Err("it stands elsewhere in its chain".into()) }
+        if sealed.meta_checksum != expect.meta_checksum {
+            return Err(Wrong::Corrupt("it changed under our eyes".into()));
+        }
+        let place = (found.parent_key, found.position, found.group);
+        if place == (expect.parent_key, expect.position, expect.group) { Ok(()) } else { Err(Wrong::Elsewhere) }
     }
 }
 

@@ -164,8 +164,10 @@ fn show(shared: &Shared, owned: &Owned) {
 /// Deletes a pack: first what makes it visible, then what it is. What a crash leaves between the two is an orphan.
 pub(super) async fn delete(shared: &Shared, name: IndexName, deadline: Instant) -> Result<(), Fault> {
     shared.store.delete(&name.path(), deadline).await?;
-    if let Err(error) = shared.catalog.remove(name.pack) {
-        tracing::warn!(%error, "the catalog does not hear of a pack that goes");
+    let catalog = shared.catalog.clone();
+    let removed = tokio::task::spawn_blocking(move || catalog.remove(name.pack)).await;
+    if !matches!(removed, Ok(Ok(_))) {
+        tracing::warn!(?removed, "the catalog does not hear of a pack that goes");
     }
     shared.store.delete(&pack_path(name.pack), deadline).await
 }

@@ -59,8 +59,18 @@ pub enum TierError {
 pub(crate) enum Order {
     /// Takes a copy of a record.
     Put { id: MoveId, entry: SlotEntry, memory: MemoryExtent },
-    /// Brings a record.
-    Get { id: MoveId, from: ObjectPlace, expect: SlotEntry, memory: MemoryExtent },
+    /// Brings records.
+    Get(Vec<Wanted>),
+}
+
+/// A record that the ladder wants.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) id: MoveId,
+    pub(crate) from: ObjectPlace,
+    pub(crate) expect: SlotEntry,
+    /// Its slot.
+    pub(crate) memory: MemoryExtent,
 }
 
 /// Which blocks of a chain the catalog knows.

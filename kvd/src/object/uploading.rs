@@ -12,7 +12,7 @@ use super::tier::Shared;
 const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
 
 /// Uploads a pack and publishes it. After an error it may be in the store, invisible: an orphan.
-pub(super) async fn upload(shared: &Shared, pack: &Closed) -> Result<(), Fault> {
+pub(super) async fn upload(shared: &Shared, pack: &mut Closed) -> Result<(), Fault> {
     let patience = 4 * shared.options.request_timeout + Duration::from_secs(pack.bytes / BYTES_PER_SECOND_MIN);
     let deadline = Instant::now() + patience;
     let sharing = &shared.sharing;
@@ -21,12 +21,15 @@ pub(super) async fn upload(shared: &Shared, pack: &Closed) -> Result<(), Fault> 
     shared.store.put_new(&pack_path(pack.index.pack), pack.parts.clone(), deadline).await?;
     // One at a time: nobody looks again behind the number he has seen.
     let mut publishing = sharing.publishing.lock().await;
-    let name = IndexName { node: shared.node, seq: publishing.next(), pack: pack.index.pack };
+    let seq = *pack.number.get_or_insert_with(|| publishing.next());
+    let name = IndexName { node: shared.node, seq, pack: pack.index.pack };
     shared.store.put_new(&name.path(), vec![pack.index_bytes.clone()], deadline).await?;
     drop(publishing);
     sharing.published(shared, name, pack.bytes, pack.index.entries.len() as u64);
-    if let Err(error) = shared.catalog.add(name, &pack.index) {
-        tracing::warn!(%error, "the catalog does not learn of a pack of this node");
+    let (catalog, index) = (shared.catalog.clone(), pack.index.clone());
+    let added = tokio::task::spawn_blocking(move || catalog.add(name, &index)).await;
+    if !matches!(added, Ok(Ok(_))) {
+        tracing::warn!(?added, "the catalog does not learn of a pack of this node");
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::packing::{Closed, Incoming, Packed, Packing};
-use super::reading::{self, Wanted};
+use super::reading;
 use super::store::{Fault, Op};
 use super::tier::{Event, ORDERS_WAITING_MAX, Order, Shared};
 use super::{learning, uploading};
@@ -57,12 +57,20 @@ pub(super) fn spawn(
     })
 }
 
+/// A record that is to be packed.
+struct Waiting {
+    since: Instant,
+    id: MoveId,
+    entry: SlotEntry,
+    memory: MemoryExtent,
+}
+
 struct Worker {
     shared: Arc<Shared>,
     packing: Packing,
     uploads: JoinSet<Uploaded>,
-    /// Records that found no room, and since when.
-    waiting: VecDeque<(Instant, MoveId, SlotEntry, MemoryExtent)>,
+    /// Records that found no room, the oldest first.
+    waiting: VecDeque<Waiting>,
     scratch: Scratch,
     random: SmallRng,
     /// Whether reads, and writes, are worth asking for.
@@ -93,7 +101,7 @@ impl Worker {
     }
 
     async fn run(mut self, mut orders: mpsc::Receiver<Order>, patience: Duration) {
-        let learner = tokio::spawn(learning::run(self.shared.clone()));
+        let mut learner = tokio::spawn(learning::run(self.shared.clone()));
         let mut batch = Vec::with_capacity(ORDERS_WAITING_MAX);
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -112,7 +120,14 @@ impl Worker {
                     }
                     self.take(&mut batch);
                 }
-                Some(ended) = self.uploads.join_next() => self.uploaded(ended),
+                Some(ended) = self.uploads.join_next() => match ended {
+                    Ok(ended) => self.uploaded(ended),
+                    // What became of its records cannot be known: the daemon is not whole any more, and its supervisor sees it.
+                    Err(error) => return tracing::error!(%error, "an upload broke off"),
+                },
+                ended = &mut learner => {
+                    return tracing::error!(?ended, "packs are learned of no more");
+                }
                 () = closing => {}
                 _ = looks.tick() => self.look(),
             }
@@ -125,14 +140,19 @@ impl Worker {
     /// The daemon stops: what was taken is uploaded, as far as the time reaches.
     async fn end(mut self, patience: Duration) {
         let until = tokio::time::Instant::now() + patience;
-        self.give_up_waiting(Duration::ZERO);
-        self.go_on(true);
-        while !self.uploads.is_empty() {
-            match tokio::time::timeout_at(until, self.uploads.join_next()).await {
-                Ok(Some(ended)) => self.uploaded(ended),
-                Ok(None) | Err(_) => break,
-            }
+        self.refuse_waiting(Duration::ZERO);
+        loop {
+            self.look();
             self.go_on(true);
+            let left = !self.uploads.is_empty() || !self.packing.is_empty();
+            let now = tokio::time::Instant::now();
+            if !left || now >= until {
+                break;
+            }
+            let tick = until.min(now + LOOK_EVERY);
+            if let Ok(Some(Ok(ended))) = tokio::time::timeout_at(tick, self.next_upload()).await {
+                self.uploaded(ended);
+            }
         }
         if !self.uploads.is_empty() || !self.packing.is_empty() {
             let bytes = self.packing.bytes();
@@ -143,12 +163,20 @@ impl Worker {
         }
     }
 
+    /// The next upload that ends; never, while there is none.
+    async fn next_upload(&mut self) -> Option<Result<Uploaded, tokio::task::JoinError>> {
+        if self.uploads.is_empty() { std::future::pending().await } else { self.uploads.join_next().await }
+    }
+
     fn take(&mut self, batch: &mut Vec<Order>) {
         let mut wanted = Vec::new();
         for order in batch.drain(..) {
             match order {
-                Order::Get { id, from, expect, memory } => wanted.push(Wanted { id, from, expect, memory }),
-                Order::Put { id, entry, memory } => self.put(Instant::now(), id, entry, memory),
+                Order::Get(mut records) => wanted.append(&mut records),
+                Order::Put { id, entry, memory } => {
+                    let waiting = self.put(Waiting { since: Instant::now(), id, entry, memory });
+                    self.waiting.extend(waiting);
+                }
             }
         }
         for run in reading::runs(wanted) {
@@ -156,13 +184,14 @@ impl Worker {
         }
     }
 
-    /// Puts a record into a pack and answers, or lets it wait for room.
-    fn put(&mut self, since: Instant, id: MoveId, entry: SlotEntry, memory: MemoryExtent) {
+    /// Puts a record into a pack and answers; one that finds no room comes back.
+    fn put(&mut self, record: Waiting) -> Option<Waiting> {
         let started = Instant::now();
+        let Waiting { id, entry, memory, .. } = &record;
         let packed = match self.shared.catalog.lookup(&entry.key, &entry.shard) {
             Ok(Some(_)) => Packed::Known,
             // A catalog that cannot be asked costs a duplicate, no more.
-            Ok(None) | Err(_) => self.pack(&entry, &memory),
+            Ok(None) | Err(_) => self.pack(entry, memory),
         };
         let outcome = match packed {
             Packed::Taken => Outcome::Done { bytes: memory.len() as u64, took: started.elapsed() },
@@ -176,11 +205,11 @@ impl Worker {
             }
             Packed::NoRoom => {
                 self.packing.close_for_room(unix_ms());
-                self.waiting.push_back((since, id, entry, memory));
-                return;
+                return Some(record);
             }
         };
-        self.shared.answer(id, outcome);
+        self.shared.answer(*id, outcome);
+        None
     }
 
     fn pack(&mut self, entry: &SlotEntry, memory: &MemoryExtent) -> Packed {
@@ -203,58 +232,48 @@ impl Worker {
         self.packing.close_due(Instant::now(), unix_ms(), all);
         while self.up.1 && self.shared.sharing.is_ready() && self.uploads.len() < UPLOADS_MAX {
             let Some(closed) = self.packing.next_closed() else { break };
-            let shared = self.shared.clone();
+            let (shared, mut closed) = (self.shared.clone(), closed);
             self.uploads.spawn(async move {
-                let ended = uploading::upload(&shared, &closed).await;
+                let ended = uploading::upload(&shared, &mut closed).await;
                 (closed, ended)
             });
         }
-        for _ in 0..self.waiting.len() {
-            let Some((since, id, entry, memory)) = self.waiting.pop_front() else { break };
-            let before = self.waiting.len();
-            self.put(since, id, entry, memory);
-            if self.waiting.len() > before {
+        while let Some(record) = self.waiting.pop_front() {
+            if let Some(record) = self.put(record) {
+                self.waiting.push_front(record);
                 break;
             }
         }
         self.shared.counters().buffered_bytes.set(self.packing.bytes());
     }
 
-    fn uploaded(&mut self, ended: Result<Uploaded, tokio::task::JoinError>) {
-        let (mut closed, result) = match ended {
-            Ok(ended) => ended,
-            Err(error) => {
-                // Its records stay counted as buffered: it cannot be known what became of them.
-                tracing::error!(%error, "an upload broke off");
-                return;
-            }
+    fn uploaded(&mut self, (mut closed, result): Uploaded) {
+        let counters = self.shared.counters();
+        let Err(fault) = result else {
+            counters.packs_put.add(1);
+            return self.packing.gone(&closed);
         };
-        let figures = self.shared.counters();
-        match result {
-            Ok(()) => {
-                figures.packs_put.add(1);
-                self.packing.gone(&closed);
-            }
-            Err(fault) => {
-                closed.failures += 1;
-                let records = closed.index.entries.len() as u64;
-                let hopeless = !fault.is_transient() && fault != Fault::Open;
-                if hopeless || closed.failures >= UPLOAD_FAILURES_MAX {
-                    tracing::warn!(%fault, records, "a pack cannot be uploaded and is given up");
-                    figures.packs_dropped.add(1);
-                    figures.records_dropped.add(records);
-                    self.packing.gone(&closed);
-                } else {
-                    self.packing.again(closed);
-                }
-            }
+        // One that was not even asked for says nothing about the pack.
+        closed.failures += u32::from(fault != Fault::Open);
+        let hopeless = !fault.is_transient() && fault != Fault::Open;
+        if hopeless || closed.failures >= UPLOAD_FAILURES_MAX {
+            let records = closed.index.entries.len() as u64;
+            tracing::warn!(%fault, records, "a pack cannot be uploaded and is given up");
+            counters.packs_dropped.add(1);
+            counters.records_dropped.add(records);
+            self.packing.gone(&closed);
+        } else {
+            self.packing.again(closed);
         }
+        // Nothing more is sent to a store that was found down just now.
+        self.look();
     }
 
     /// Whether the store answers, and whether anybody has waited for room too long.
     fn look(&mut self) {
         let store = &self.shared.store;
-        let (reads, writes) = (store.admits(Op::Get) && store.admits(Op::List), store.admits(Op::Put));
+        let reads = store.admits(Op::Get) && store.admits(Op::List);
+        let writes = store.admits(Op::Put) && self.shared.sharing.is_ready();
         if (reads, writes) != self.up {
             self.up = (reads, writes);
             if !(reads && writes) {
@@ -264,22 +283,27 @@ impl Worker {
             self.shared.counters().up.set(u64::from(reads && writes));
             self.shared.tell(Event::Up { reads, writes });
         }
-        self.give_up_waiting(ROOM_PATIENCE);
-        if self.shared.stop.load(Ordering::Relaxed) {
-            self.give_up_waiting(Duration::ZERO);
+        let stopping = self.shared.stop.load(Ordering::Relaxed);
+        let late = self.refuse_waiting(if stopping { Duration::ZERO } else { ROOM_PATIENCE });
+        if late && !stopping {
+            self.make_room();
         }
     }
 
-    /// Records that have waited for room for `patience` are given up, and the oldest pack with them, so that younger ones
-    /// find room when the store comes back.
-    fn give_up_waiting(&mut self, patience: Duration) {
-        let mut late = false;
-        while self.waiting.front().is_some_and(|(since, ..)| since.elapsed() >= patience) {
-            let Some((_, id, ..)) = self.waiting.pop_front() else { break };
-            self.shared.answer(id, Outcome::Failed(DeviceFault::NoSpace));
-            late = true;
+    /// Records that have waited for room for `patience` are given up, so that their slots are free; whether there was one.
+    fn refuse_waiting(&mut self, patience: Duration) -> bool {
+        let mut any = false;
+        while self.waiting.front().is_some_and(|record| record.since.elapsed() >= patience) {
+            let Some(record) = self.waiting.pop_front() else { break };
+            self.shared.answer(record.id, Outcome::Failed(DeviceFault::NoSpace));
+            any = true;
         }
-        if late && let Some(records) = self.packing.drop_oldest() {
+        any
+    }
+
+    /// The oldest pack is given up, so that younger ones find room when the store comes back.
+    fn make_room(&mut self) {
+        if let Some(records) = self.packing.drop_oldest() {
             tracing::warn!(records, "a pack is given up: the store takes less than is stored");
             self.shared.counters().packs_dropped.add(1);
             self.shared.counters().records_dropped.add(records);

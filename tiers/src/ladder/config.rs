@@ -26,7 +26,7 @@ pub struct ObjectConfig {
 
 impl Default for ObjectConfig {
     fn default() -> Self {
-        Self { writes: true, gets_max: 64, puts_max: 32, queue_max: 4096, remotes_max: 16_384 }
+        Self { writes: true, gets_max: 64, puts_max: 32, queue_max: 4096, remotes_max: 65_536 }
     }
 }
 

@@ -127,9 +127,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     fn get_ended(&mut self, id: NodeId, from: ObjectPlace, to: FillingSlot, outcome: Outcome, now: Time) {
         let slot_bytes = u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes);
         let (moved, took) = moved(outcome);
-        self.remotes.getting -= 1;
-        self.remotes.reads.ended(slot_bytes, moved, took, now);
-        let current = self.remotes.place(id) == Some(from);
+        self.remotes.got(slot_bytes, moved, took, now);
+        // A node may be remote again at the same place, after it was displaced: then this slot is none of its own.
+        let current = self.fills(id, to.slot()) && self.remotes.place(id) == Some(from);
         let landing = self.land_slot(id, to, current, outcome, now);
         match outcome {
             _ if landing.lost => {}

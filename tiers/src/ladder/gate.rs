@@ -56,6 +56,13 @@ impl Edge {
         }
     }
 
+    /// A move ended that says nothing about the edge.
+    pub(super) fn dropped(&mut self, bytes: u64, now: Time) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+        self.busy_since = now;
+    }
+
     pub(super) fn bytes_per_second(&self) -> u64 {
         self.bytes_per_second
     }

@@ -42,7 +42,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         };
         let instance = self.instances.of(client).expect("a lease was found for it");
         self.leases.get_mut(lease).expect("found above").touched = now;
-        let (pays, tail) = self.paying(&path, speed);
+        let (pays, tail) = self.paying(&path, speed, now);
         let mut landed = 0;
         while landed < pays && self.nodes[path[landed]].has(flag::DRAM_READY) {
             out.push(self.land(path[landed], client, lease, Tier::Dram));
@@ -119,14 +119,18 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     /// How many blocks of the path are worth loading, and why not all.
-    fn paying(&self, path: &[NodeId], speed: Speed) -> (usize, Option<MissReason>) {
+    fn paying(&self, path: &[NodeId], speed: Speed, now: Time) -> (usize, Option<MissReason>) {
         let Some(mut gate) = Gate::new(speed).filter(|_| self.config.gate) else { return (path.len(), None) };
         for id in path {
             let node = &self.nodes[*id];
             if node.has(flag::DRAM_READY) {
                 gate.dram();
             } else if node.remote() {
-                gate.fetch(&self.remotes.reads, u64::from(self.lanes.get(node.lane).slot_bytes));
+                let bytes = u64::from(self.lanes.get(node.lane).slot_bytes);
+                match self.remotes.edge(now) {
+                    Some(edge) => gate.fetch(edge, bytes),
+                    None => gate.dram(),
+                }
             } else {
                 let device = self.nvme.devices.get(usize::from(node.device));
                 device.into_iter().for_each(|found| {

@@ -5,6 +5,7 @@
 //! them. One that lands in the arena is remote no longer.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use kvd_proto::{MissReason, Tier, Time};
 
@@ -18,6 +19,9 @@ use super::port::SlotTable;
 use super::state::{Flight, Ladder};
 use crate::ids::{ClientSlot, ObjectPlace, SlotId, SlotState, ViewId, newer};
 use crate::policy::Policy;
+
+/// After so long without a fetch the tier counts as not measured: else one bad hour would keep it unused for ever.
+const MEASURED_FOR: Duration = Duration::from_secs(10);
 
 /// A record that the catalog knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,11 +57,42 @@ pub(super) struct Remotes {
     pub(super) getting: u32,
     pub(super) putting: u32,
     pub(super) reads: Edge,
+    /// When a fetch last landed.
+    measured: Time,
+    /// Enough fetches have ended since there were as many as may be: the next ones start together, so that those which lie
+    /// side by side are one request.
+    refilling: bool,
 }
 
 impl Remotes {
     pub(super) fn new(up: bool) -> Self {
-        Self { up, takes: up, ..Self::default() }
+        Self { up, takes: up, refilling: true, ..Self::default() }
+    }
+
+    /// Whether a fetch may start.
+    pub(super) fn may_get(&mut self, gets_max: u32) -> bool {
+        if self.getting >= gets_max {
+            self.refilling = false;
+        } else if self.getting <= gets_max / 2 {
+            self.refilling = true;
+        }
+        self.refilling
+    }
+
+    /// A fetch ended; `moved` is 0 for one that brought nothing, which says nothing about the next.
+    pub(super) fn got(&mut self, bytes: u64, moved: u64, took: Duration, now: Time) {
+        self.getting -= 1;
+        if moved > 0 {
+            self.reads.ended(bytes, moved, took, now);
+            self.measured = now;
+        } else {
+            self.reads.dropped(bytes, now);
+        }
+    }
+
+    /// How fast it is, as far as that was measured lately.
+    pub(super) fn edge(&self, now: Time) -> Option<&Edge> {
+        (now.since(self.measured) <= MEASURED_FOR).then_some(&self.reads)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -99,7 +134,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         now: Time,
     ) -> Matched {
         let known = remote.records.len();
-        let pays = self.remotes_that_pay(view, known);
+        let pays = self.remotes_that_pay(view, known, now);
         let gated = (pays < known).then_some((remote.first + pays as u32, MissReason::SlowerThanRecompute));
         let tip = self.import(view, hashes, RemoteChain { records: &remote.records[..pays], ..remote }, now);
         // Holds the newcomers until the match has said how many of them it wants.
@@ -130,11 +165,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.remotes.putting == 0 && (self.remotes.uploads.is_empty() || !self.remotes.takes)
     }
 
-    fn remotes_that_pay(&self, view: ViewId, count: usize) -> usize {
+    fn remotes_that_pay(&self, view: ViewId, count: usize, now: Time) -> usize {
         let Some(found) = self.views.get(view).filter(|_| self.config.gate) else { return count };
-        let Some(mut gate) = Gate::new(found.speed) else { return count };
+        let (Some(mut gate), Some(edge)) = (Gate::new(found.speed), self.remotes.edge(now)) else { return count };
         let bytes = u64::from(self.lanes.get(found.lane).slot_bytes);
-        (0..count).for_each(|_| gate.fetch(&self.remotes.reads, bytes));
+        (0..count).for_each(|_| gate.fetch(edge, bytes));
         gate.paying() as usize
     }
 

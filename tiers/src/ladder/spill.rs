@@ -52,7 +52,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             // Parents first, so that what a device holds are chains from their start. An orphan may still be cut loose.
             let parent = node.parent.get().map(|parent| &self.nodes[parent]);
             let parent_there = parent.is_none_or(|parent| parent.nvme != NOWHERE);
-            let parent_comes = parent.is_some_and(|parent| parent.has(flag::SPILL_QUEUED));
+            let parent_comes = parent.is_some_and(|parent| parent.any(flag::SPILL_QUEUED | flag::REMOTE));
             let wanted = node.has(flag::DRAM_READY | flag::ATTACHED) && node.nvme == NOWHERE;
             if !wanted || !parent_there {
                 if wanted && parent_comes {

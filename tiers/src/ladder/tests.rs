@@ -4,6 +4,7 @@ mod chains;
 mod common;
 mod holders;
 mod random;
+mod remote;
 mod restart;
 mod tiers;
 mod world;

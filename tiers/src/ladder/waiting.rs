@@ -163,7 +163,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let from = self.nvme_slot(id).filter(|_| !remote);
         let busy = match from {
             Some(from) => self.nvme.device(from.device()).fetching >= self.config.fetches_max,
-            None => self.config.object.is_none_or(|object| self.remotes.getting >= object.gets_max),
+            None => self.config.object.is_none_or(|object| !self.remotes.may_get(object.gets_max)),
         };
         if busy {
             return Fetch::Busy;

@@ -1,0 +1,121 @@
+//! Records of the object tier, one scenario at a time; random worlds have them as well.
+
+use std::time::Duration;
+
+use kvd_proto::{MissReason, Tier};
+
+use super::world::{World, chain, client, kind};
+use crate::ladder::{DeviceConfig, LadderConfig, LoadState, Move, ObjectConfig, Purge};
+
+fn world(gets_max: u32) -> World {
+    let object = ObjectConfig { gets_max, ..ObjectConfig::default() };
+    World::new(LadderConfig { object: Some(object), ..LadderConfig::new(4, vec![DeviceConfig { zones: 2 }]) })
+}
+
+/// Stores blocks, lets them be uploaded, and loses every local copy.
+fn lost_but_uploaded(world: &mut World, count: u32) -> (super::world::Kind, crate::ViewId, Vec<kvd_proto::BlockHash>) {
+    let kind = kind(1, 0..8, 8 << 20);
+    let view = world.open(0, &kind);
+    let hashes = chain(1, count);
+    assert_eq!(world.store(0, view, &hashes), count);
+    world.run();
+    assert_eq!(world.ladder.counters().uploaded, u64::from(count));
+    world.ladder.purge(Purge::All, world.now);
+    world.run();
+    assert_eq!(world.ladder.stats().nodes, 0);
+    (kind, view, hashes)
+}
+
+#[test]
+fn what_was_uploaded_is_matched_loaded_and_forgotten_with_the_lease() {
+    let mut world = world(8);
+    let (kind, view, hashes) = lost_but_uploaded(&mut world, 3);
+    let found = world.matched_remote(0, view, &kind, &hashes, true);
+    assert_eq!((found.blocks, found.slowest, found.miss), (3, Some(Tier::Object), None));
+    let lease = found.lease.unwrap();
+    // Another match sees them while somebody holds them, without asking the catalog.
+    assert_eq!(world.matched(0, view, &hashes, false).blocks, 3);
+    let (state, landed) = world.load(0, lease, 0..2, Duration::from_secs(1), 7);
+    assert_eq!((state, landed.len()), (LoadState::Pending, 0));
+    world.run();
+    assert_eq!((world.replies.len(), world.ladder.counters().object_hits), (2, 2));
+    world.release(0, lease);
+    let stats = world.ladder.stats();
+    assert_eq!((stats.nodes, stats.object.unwrap().remotes), (2, 0), "the third is forgotten");
+    // What came from there is not sent back.
+    world.run();
+    assert_eq!(world.ladder.counters().uploaded, 3);
+    assert_eq!(world.ladder.stats().durable, 2, "but it is spilled");
+}
+
+#[test]
+fn what_is_gone_from_the_store_is_a_miss() {
+    let mut world = world(8);
+    let (kind, view, hashes) = lost_but_uploaded(&mut world, 2);
+    world.store.records.clear();
+    let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
+    world.load(0, lease, 0..2, Duration::from_secs(1), 7);
+    world.run();
+    assert_eq!(world.ends.values().next().unwrap().reason, Some(MissReason::Evicted));
+    assert_eq!(world.ladder.counters().object_hits, 0);
+    world.release(0, lease);
+    assert_eq!(world.ladder.stats().nodes, 0);
+}
+
+#[test]
+fn a_tier_that_is_down_is_a_miss_and_nothing_is_given_to_it() {
+    let mut world = world(8);
+    let (kind, view, hashes) = lost_but_uploaded(&mut world, 2);
+    let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
+    world.ladder.set_object_up(false, false, world.now);
+    assert_eq!(world.matched(0, view, &hashes, false).miss, Some(MissReason::TierDown));
+    let (state, _) = world.load(0, lease, 0..2, Duration::from_secs(1), 7);
+    assert_eq!(state, LoadState::Done { reason: Some(MissReason::TierDown) });
+    assert_eq!(world.store(0, view, &chain(2, 2)), 2);
+    world.run();
+    assert_eq!(world.ladder.stats().object.unwrap().upload_queue, 2);
+    world.ladder.set_object_up(true, true, world.now);
+    world.run();
+    assert_eq!(world.ladder.counters().uploaded, 4);
+}
+
+#[test]
+fn a_read_that_was_displaced_lands_nowhere_though_its_record_is_remote_again() {
+    let mut world = world(8);
+    let (kind, view, hashes) = lost_but_uploaded(&mut world, 1);
+    let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
+    world.load(0, lease, 0..1, Duration::from_secs(1), 7);
+    let old = *world.moves.iter().find(|(_, found)| matches!(found, Move::Get { .. })).unwrap().0;
+    world.ladder.purge(Purge::All, world.now);
+    world.settle();
+    world.release(0, lease);
+    let (fill, _) = world.offer(0, view, &hashes, 0);
+    world.ladder.abandon(client(0), fill.unwrap(), world.now);
+    world.settle();
+    let found = world.matched_remote(0, view, &kind, &hashes, true);
+    assert_eq!(found.blocks, 1, "the catalog still knows it");
+    world.finish(old, None);
+    assert_eq!(world.ladder.counters().got, 0, "what it brought is nobody's");
+    world.load(0, found.lease.unwrap(), 0..1, Duration::from_secs(1), 8);
+    world.run();
+    assert_eq!(world.ladder.counters().got, 1);
+}
+
+#[test]
+fn reads_start_in_bursts() {
+    let mut world = world(4);
+    let (kind, view, hashes) = lost_but_uploaded(&mut world, 16);
+    let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
+    world.load(0, lease, 0..16, Duration::from_secs(60), 7);
+    let gets = |world: &World| world.moves.values().filter(|found| matches!(found, Move::Get { .. })).count();
+    let mut most = Vec::new();
+    while gets(&world) > 0 {
+        let before = gets(&world);
+        let first = *world.moves.iter().find(|(_, found)| matches!(found, Move::Get { .. })).unwrap().0;
+        world.finish(first, None);
+        let started = gets(&world) + 1 - before;
+        most.extend((started > 0).then_some(started));
+    }
+    assert!(most.iter().all(|started| *started == 2), "{most:?}");
+    assert_eq!(world.ladder.counters().got, 16);
+}

@@ -16,6 +16,7 @@ mod identity;
 mod learning;
 mod lookups;
 mod packing;
+pub(crate) mod purging;
 mod reading;
 mod sharing;
 mod uploading;

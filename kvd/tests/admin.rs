@@ -43,6 +43,8 @@ impl Asks for Script {
         Ok(match command {
             AdminCommand::Status if self.stopping.load(Ordering::SeqCst) != 0 => return Err(AdminError::Stopping),
             AdminCommand::Status => AdminReply::Status(StatusReply {
+                store_purges: 0,
+                store_purges_failed: 0,
                 epoch: Epoch::new(7),
                 uptime: Duration::from_secs(90),
                 start_took: Duration::from_millis(12),

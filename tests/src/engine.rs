@@ -51,6 +51,8 @@ pub struct Checked {
     pub dram: u32,
     /// Of the loaded ones, those from NVMe.
     pub nvme: u32,
+    /// Of the loaded ones, those from the object tier.
+    pub object: u32,
     /// Copies that the client found corrupt and did not serve.
     pub corrupt: u32,
     /// Why it ended where it did.
@@ -166,6 +168,7 @@ impl TestEngine {
             matched,
             dram: loaded.from_dram,
             nvme: loaded.from_nvme,
+            object: loaded.from_object,
             corrupt: loaded.corrupt,
             reason: loaded.reason.or(found.reason()),
             ..Checked::default()

@@ -181,6 +181,10 @@ pub struct StatusReply {
     pub moves: u32,
     /// Purges that are not at their end yet.
     pub purges: u32,
+    /// Purges of the object tier's store that are not at their end yet, and how many failed.
+    pub store_purges: u64,
+    /// See `store_purges`.
+    pub store_purges_failed: u64,
     /// A drain is under way: nothing new is stored until what only DRAM holds lies on the devices.
     pub draining: bool,
     /// Records found at start, by tier.

@@ -124,7 +124,7 @@ impl Core {
     }
 
     /// Gives the object tier something to do. `false`: there is no room, or no tier.
-    fn order_object(&mut self, order: Order) -> bool {
+    pub(super) fn order_object(&mut self, order: Order) -> bool {
         let orders = self.object.as_ref().and_then(|link| link.orders.as_ref());
         orders.is_some_and(|orders| orders.try_send(order).is_ok())
     }

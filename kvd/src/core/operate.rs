@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kvd_proto::{BlockHash, BlockKey, GroupKey, MissReason, NamespaceDigest, Tier, Time};
 use kvd_tiers::ladder::{DeviceStats, ExplainedRecord, Purge, namespace_prefix};
+use kvd_tiers::object::Realm;
 
 use crate::core::admin::{
     AdminCommand, AdminError, AdminReply, ChangedReply, CopyReply, DeviceReply, DeviceState, ExplainReply, LeaseReply,
@@ -12,6 +13,8 @@ use crate::core::admin::{
 use crate::core::clock;
 use crate::core::namespaces::KnownNamespace;
 use crate::core::state::{Core, DeviceLink};
+use crate::object::purging::Scope;
+use crate::object::tier::Order;
 
 /// Commands in one turn; each is bounded work.
 const COMMANDS_PER_TURN: usize = 4;
@@ -95,6 +98,8 @@ impl Core {
             leases: stats.leases,
             moves: self.in_flight.len() as u32,
             purges: stats.purges,
+            store_purges: self.counters.object.purges_asked.get() - self.counters.object.purges_done.get(),
+            store_purges_failed: self.counters.object.purges_failed.get(),
             draining: stats.draining,
             restored_dram: self.report.restored_dram,
             restored_nvme: self.report.restored_nvme,
@@ -266,7 +271,25 @@ impl Core {
         let purge = namespace.map_or(Purge::All, |digest| Purge::Namespace(self.settings.tenant, digest));
         // It goes on in the background; what it reaches cannot be matched from its turn on.
         self.ladder.purge(purge, now);
+        if self.object.is_some() {
+            let digest = namespace.unwrap_or(NamespaceDigest::new([0; 32]));
+            let (tenant, named) = self.settings.tenant_key.sealed_names(&digest);
+            let realm = Scope::Realm(Realm { tenant, namespace: named });
+            self.store_purges.push(if namespace.is_some() { realm } else { Scope::Tenant(tenant) });
+            self.counters.object.purges_asked.add(1);
+        }
         AdminReply::Changed(ChangedReply { blocks, skipped: 0 })
+    }
+
+    /// Passes purges on to the store: behind the ladder's, which may still give the tier what it has not reached.
+    pub(super) fn purge_store(&mut self) {
+        if self.store_purges.is_empty() || self.ladder.purging() > 0 {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.store_purges);
+        let refused: Vec<Scope> =
+            waiting.into_iter().filter(|scope| !self.order_object(Order::Purge(*scope))).collect();
+        self.store_purges = refused;
     }
 
     /// Prefetches through views that engines have open: one for each shard, since the ladder plans for an instance.

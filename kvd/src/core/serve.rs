@@ -497,6 +497,7 @@ impl Begun<'_> {
             devices,
             object_up: object.is_some(),
             wanted: Vec::new(),
+            store_purges: Vec::new(),
             object,
             questions_due: BTreeSet::new(),
             verifier: Some(verifier),

@@ -22,6 +22,7 @@ use crate::core::namespaces::Namespaces;
 use crate::core::sleeper::Sleeper;
 use crate::core::verify::VerifyOrder;
 use crate::metrics::counters::Counters;
+use crate::object::purging::Scope;
 use crate::object::tier::{ObjectLink, Wanted};
 use crate::session::{Control, SessionCall};
 
@@ -127,6 +128,8 @@ pub(crate) struct Core {
     pub(super) devices: Vec<DeviceLink>,
     /// `None` where there is no object tier.
     pub(super) object: Option<ObjectLink>,
+    /// Purges that reach the store once the ladder's are over.
+    pub(super) store_purges: Vec<Scope>,
     /// Records to be asked of it at the end of the turn.
     pub(super) wanted: Vec<Wanted>,
     /// The object tier answers.

@@ -36,6 +36,12 @@ pub struct ObjectCounters {
     pub packs_evicted: Count,
     /// Records in them.
     pub records_evicted: Count,
+    /// Purges of the store that were asked for, came to an end, and failed.
+    pub purges_asked: Count,
+    /// See `purges_asked`.
+    pub purges_done: Count,
+    /// See `purges_asked`.
+    pub purges_failed: Count,
     /// Gauge: bytes of own packs in the store.
     pub own_bytes: Count,
     /// Gauge: own packs in the store.
@@ -77,6 +83,12 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
         got.map(|(o, n)| (outcome(o), n.get())),
     )?;
     out.counter("kvd_object_runs", "Requests for ranges of packs", one(c.runs.get()))?;
+    let purges = [("asked", &c.purges_asked), ("done", &c.purges_done), ("failed", &c.purges_failed)];
+    out.counter(
+        "kvd_object_purges",
+        "Purges of the store; those that failed are done as well",
+        purges.map(|(o, n)| (outcome(o), n.get())),
+    )?;
     out.gauge_bytes("kvd_object_own", "Bytes of this node's packs in the store", one(c.own_bytes.get()))?;
     out.gauge("kvd_object_own_packs", "Packs of this node in the store", one(c.own_packs.get()))?;
     out.gauge("kvd_object_own_records", "Records in this node's packs", one(c.own_records.get()))?;

@@ -88,7 +88,7 @@ async fn list_names(shared: &Arc<Shared>, folder: &str) -> Result<BTreeSet<Index
     }
 }
 
-fn deadline(shared: &Shared) -> Instant {
+pub(super) fn deadline(shared: &Shared) -> Instant {
     Instant::now() + 4 * shared.options.request_timeout
 }
 
@@ -110,7 +110,7 @@ async fn list_new(shared: &Arc<Shared>) -> Result<(), Fault> {
 }
 
 /// Compares the catalog with everything that is published.
-async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
+pub(super) async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
     let since = shared.catalog.mark();
     let present = list_names(shared, INDEX_PREFIX.trim_end_matches('/')).await?;
     let catalog = shared.catalog.clone();

@@ -13,6 +13,8 @@ use kvd_tiers::object::pack::{PackBuilder, PushError, Pushed, SealedPack};
 use kvd_tiers::object::{NodeName, PackIndex, PackName, Realm};
 use kvd_tiers::record::{Expect, Mismatch, verify_bytes};
 
+use super::purging::Scope;
+
 /// Packs that are filled at a time: one per tenant and namespace that stores.
 const OPEN_MAX: usize = 16;
 
@@ -189,6 +191,17 @@ impl Packing {
         let dropped = self.closed.pop_front()?;
         self.gone(&dropped);
         Some(dropped.index.entries.len() as u64)
+    }
+
+    /// Drops what was gathered of a kind.
+    pub(super) fn purge(&mut self, scope: Scope, now_ms: u64) {
+        while let Some(at) = self.open.iter().position(|open| scope.takes(&open.realm)) {
+            self.close(at, now_ms);
+        }
+        let (gone, kept) = self.closed.drain(..).partition(|closed| scope.takes(&closed.index.realm));
+        self.closed = kept;
+        let gone: VecDeque<Closed> = gone;
+        gone.iter().for_each(|closed| self.gone(closed));
     }
 
     /// A pack is in the store, or given up.

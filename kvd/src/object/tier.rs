@@ -25,6 +25,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::identity::{self, IdentityError};
+use super::purging::Scope;
 use super::sharing::Sharing;
 use super::store::{Store, StoreError};
 use super::{lookups, worker};
@@ -61,6 +62,8 @@ pub(crate) enum Order {
     Put { id: MoveId, entry: SlotEntry, memory: MemoryExtent },
     /// Brings records.
     Get(Vec<Wanted>),
+    /// Takes everything of a kind out of the store.
+    Purge(Scope),
 }
 
 /// A record that the ladder wants.

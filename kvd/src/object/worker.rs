@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::packing::{Closed, Incoming, Packed, Packing};
+use super::purging::{self, Scope};
 use super::reading;
 use super::store::{Fault, Op};
 use super::tier::{Event, ORDERS_WAITING_MAX, Order, Shared};
@@ -71,6 +72,9 @@ struct Worker {
     uploads: JoinSet<Uploaded>,
     /// Records that found no room, the oldest first.
     waiting: VecDeque<Waiting>,
+    /// Purges of the store, one at a time, while nothing is uploaded.
+    purges: VecDeque<Scope>,
+    purging: JoinSet<Result<u64, Fault>>,
     scratch: Scratch,
     random: SmallRng,
     /// Whether reads, and writes, are worth asking for.
@@ -93,6 +97,8 @@ impl Worker {
             packing,
             uploads: JoinSet::new(),
             waiting: VecDeque::new(),
+            purges: VecDeque::new(),
+            purging: JoinSet::new(),
             scratch: Scratch::default(),
             random: SmallRng::from_os_rng(),
             up: (true, true),
@@ -124,6 +130,10 @@ impl Worker {
                     Ok(ended) => self.uploaded(ended),
                     // What became of its records cannot be known: the daemon is not whole any more, and its supervisor sees it.
                     Err(error) => return tracing::error!(%error, "an upload broke off"),
+                },
+                Some(ended) = self.purging.join_next() => match ended {
+                    Ok(ended) => self.purged(ended),
+                    Err(error) => return tracing::error!(%error, "a purge of the store broke off"),
                 },
                 ended = &mut learner => {
                     return tracing::error!(?ended, "packs are learned of no more");
@@ -173,6 +183,11 @@ impl Worker {
         for order in batch.drain(..) {
             match order {
                 Order::Get(mut records) => wanted.append(&mut records),
+                Order::Purge(scope) => {
+                    self.refuse_waiting(Duration::ZERO);
+                    self.packing.purge(scope, unix_ms());
+                    self.purges.push_back(scope);
+                }
                 Order::Put { id, entry, memory } => {
                     let waiting = self.put(Waiting { since: Instant::now(), id, entry, memory });
                     self.waiting.extend(waiting);
@@ -230,7 +245,11 @@ impl Worker {
     /// Closes packs, starts uploads, and lets records go on that waited for room.
     fn go_on(&mut self, all: bool) {
         self.packing.close_due(Instant::now(), unix_ms(), all);
-        while self.up.1 && self.shared.sharing.is_ready() && self.uploads.len() < UPLOADS_MAX {
+        if let Some(scope) = self.purges.front().filter(|_| self.uploads.is_empty() && self.purging.is_empty()) {
+            self.purging.spawn(purging::purge(self.shared.clone(), *scope));
+        }
+        let uploads = self.up.1 && self.shared.sharing.is_ready() && self.purges.is_empty();
+        while uploads && self.uploads.len() < UPLOADS_MAX {
             let Some(closed) = self.packing.next_closed() else { break };
             let (shared, mut closed) = (self.shared.clone(), closed);
             self.uploads.spawn(async move {
@@ -245,6 +264,19 @@ impl Worker {
             }
         }
         self.shared.counters().buffered_bytes.set(self.packing.bytes());
+    }
+
+    fn purged(&mut self, result: Result<u64, Fault>) {
+        self.purges.pop_front();
+        let counters = self.shared.counters();
+        match result {
+            Ok(packs) => tracing::info!(packs, "a purge of the store is over"),
+            Err(fault) => {
+                tracing::error!(%fault, "a purge could not reach the store: what it holds of the purged is still there");
+                counters.purges_failed.add(1);
+            }
+        }
+        counters.purges_done.add(1);
     }
 
     fn uploaded(&mut self, (mut closed, result): Uploaded) {

@@ -284,6 +284,7 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
             Some(proto::purge_request::Target::Namespace(text)) if !text.is_empty() => self.namespace(&text).await?,
             _ => return Err(bad_field("target", "name a namespace, or set everything".into())),
         };
+        let failed = ask!(self.core, AdminCommand::Status, AdminReply::Status(status) => status).store_purges_failed;
         let ChangedReply { blocks, skipped } = self.change(AdminCommand::Purge { namespace }).await?;
         tracing::warn!(
             blocks,
@@ -297,9 +298,16 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
             async move {
                 let status = ask!(core, AdminCommand::Status, AdminReply::Status(status) => status);
                 let held = ask!(core, AdminCommand::Holdings { namespace }, AdminReply::Holdings(held) => held);
+                if status.store_purges_failed > failed {
+                    return Err(Status::unavailable(
+                        "the store of the object tier could not be purged: what it holds of this can still be loaded. \
+                         `kvd doctor` asks the store; then purge again",
+                    ));
+                }
+                let finished = status.purges == 0 && status.store_purges == 0;
                 // Behind a purge that has ended engines store again.
-                let left = if status.purges == 0 { 0 } else { held.min(blocks) };
-                Ok(Progress { done: blocks - left, total: blocks, skipped, corrupt: 0, finished: status.purges == 0 })
+                let left = if finished { 0 } else { held.min(blocks) };
+                Ok(Progress { done: blocks - left, total: blocks, skipped, corrupt: 0, finished })
             }
         };
         Ok(Response::new(stream(step, |progress| proto::PurgeResponse { progress: Some(progress) })))

@@ -40,6 +40,11 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.work_some(now);
     }
 
+    /// Purges that are not at their end.
+    pub fn purging(&self) -> usize {
+        self.work.purging()
+    }
+
     /// Whether a purge waits for the devices' tables, which follow at their own pace: no more than they can take. Entries of a
     /// device that takes no writes wait for it, one per slot at most, and hold nobody up.
     pub(super) fn purge_waits(&self) -> bool {

@@ -10,7 +10,11 @@ use crate::pool::{BLOCKS, Node, Store, objects, published, served};
 use crate::server::Server;
 
 fn one_stores_and_the_other_serves(store: &Store, name: &str) {
-    let (a, b) = (Node::start(&format!("{name}-a"), store, &[]), Node::start(&format!("{name}-b"), store, &[]));
+    // Room for all of it: a server that has just been started may take seconds for its first objects, and records that
+    // wait for room longer than that are given up.
+    let room = ("tiers.object.pack_bytes", "8MiB");
+    let start = |node: &str| Node::start(&format!("{name}-{node}"), store, &[room]);
+    let (a, b) = (start("a"), start("b"));
     let (writer, reader) = (a.engine(1), b.engine(2));
     let chains = 8;
     for chain in 0..chains {

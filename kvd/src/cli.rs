@@ -20,6 +20,7 @@ pub mod demo;
 pub mod exit;
 pub mod fsck;
 pub mod look;
+pub mod object;
 pub mod output;
 pub mod replay;
 pub mod selftest;
@@ -130,6 +131,9 @@ enum Command {
     /// Verify the NVMe files of a stopped daemon without writing to them; ends with 6 when one is damaged.
     #[command(after_help = "Examples:\n  kvd fsck\n  kvd fsck --set data_dir=/var/lib/kvd --json")]
     Fsck(fsck::FsckArgs),
+    /// List, verify or clean up what lies in the object tier's store.
+    #[command(subcommand, after_help = object::EXAMPLES)]
+    Object(object::ObjectCommand),
     /// Play a trace of real requests as one or more engines, every loaded byte checked.
     #[command(after_help = replay::EXAMPLES)]
     Replay(replay::ReplayArgs),
@@ -193,6 +197,7 @@ fn run(command: Command, output: Output) -> Outcome {
         Command::Doctor(args) => selftest::run(&args, output),
         Command::Config(command) => configure::run(&command, output),
         Command::Fsck(args) => fsck::run(&args, output),
+        Command::Object(command) => object::run(&command, output),
         Command::Replay(args) => replay::run(&args, output),
         Command::Demo(args) => demo::run(&args, output),
         Command::Bench(command) => bench::run(&command, output),

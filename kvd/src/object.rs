@@ -12,8 +12,11 @@ pub mod options;
 pub mod store;
 pub(crate) mod tier;
 
+pub(crate) mod collecting;
 mod identity;
+pub(crate) mod inspecting;
 mod learning;
+mod listing;
 mod lookups;
 mod packing;
 pub(crate) mod purging;
@@ -21,3 +24,5 @@ mod reading;
 mod sharing;
 mod uploading;
 mod worker;
+
+pub(crate) use worker::unix_ms;

@@ -30,7 +30,7 @@ fn help_ends_with_0_and_wrong_usage_with_2() {
     let home = tempfile::tempdir().expect("a folder");
     let help = kvd(&["--help"], home.path());
     assert_eq!(code(&help), 0);
-    for command in ["serve", "status", "top", "tiers", "explain", "doctor", "config", "fsck", "completions"] {
+    for command in ["serve", "status", "top", "tiers", "explain", "doctor", "config", "fsck", "object", "completions"] {
         assert!(out(&help).contains(&format!("\n  {command} ")), "{command} is not listed");
         let help = kvd(&[command, "--help"], home.path());
         assert_eq!(code(&help), 0);
@@ -126,6 +126,23 @@ fn doctor_speaks_json_and_finds_a_seeded_fault() {
             && finding["cause"].as_str().is_some_and(|cause| cause.contains("admin.listen"))),
         "{report}"
     );
+}
+
+#[test]
+fn a_store_that_is_not_there_is_told_and_not_made() {
+    let home = tempfile::tempdir().expect("a folder");
+    let data = format!("data_dir={}", home.path().join("data").display());
+    let url = format!("tiers.object.url=file://{}", home.path().join("objects").display());
+    for command in [&["object", "ls"][..], &["object", "verify"], &["object", "gc"], &["object", "gc", "--dry-run"]] {
+        let off = kvd(&[command, &["--set", &data, "--set", "tiers.object.enabled=false"]].concat(), home.path());
+        assert_eq!(code(&off), 2, "{command:?}");
+        assert!(err(&off).contains("no object tier"), "{}", err(&off));
+        let arguments = ["--set", &data, "--set", "tiers.object.enabled=true", "--set", &url];
+        let none = kvd(&[command, &arguments].concat(), home.path());
+        assert_eq!(code(&none), 4, "{command:?}: {}", err(&none));
+        assert!(err(&none).contains("does not exist\n  remedy: "), "{}", err(&none));
+    }
+    assert!(!home.path().join("objects").exists());
 }
 
 #[test]

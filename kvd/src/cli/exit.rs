@@ -56,7 +56,7 @@ impl Exit {
             Exit::NotFound => "What was asked for is not there.",
             Exit::Denied => "Not allowed, or not confirmed (`--yes`).",
             Exit::CheckFailed => {
-                "A check failed (`doctor`, `fsck`, `config check`, `scrub`, `drain`), or the daemon runs degraded (`status`)."
+                "A check failed (`doctor`, `fsck`, `object verify`, `config check`, `scrub`, `drain`), or the daemon runs degraded (`status`)."
             }
             Exit::AlreadyRunning => "Another daemon holds the data folder or the socket.",
         }

@@ -42,6 +42,12 @@ pub struct ObjectCounters {
     pub purges_done: Count,
     /// See `purges_asked`.
     pub purges_failed: Count,
+    /// Packs of any node deleted because of their age.
+    pub packs_expired: Count,
+    /// Own packs deleted because nobody read them.
+    pub packs_idle: Count,
+    /// Packs without an index object that were deleted.
+    pub orphans_collected: Count,
     /// Gauge: bytes of own packs in the store.
     pub own_bytes: Count,
     /// Gauge: own packs in the store.
@@ -63,6 +69,13 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
         "kvd_object_packs",
         "Packs of this node, by what became of them",
         packs.map(|(o, n)| (outcome(o), n.get())),
+    )?;
+    let reason = |reason: &str| [("reason", reason.to_owned())];
+    let deleted = [("age", &c.packs_expired), ("idle", &c.packs_idle), ("orphan", &c.orphans_collected)];
+    out.counter(
+        "kvd_object_packs_collected",
+        "Packs of any node that this one deleted from the store, beside those that its share had no room for",
+        deleted.map(|(r, n)| (reason(r), n.get())),
     )?;
     let others = [("learned", &c.packs_learned), ("gone", &c.packs_gone)];
     out.counter(

@@ -107,6 +107,13 @@ impl Sharing {
         }
     }
 
+    /// Own packs that were neither written nor read since `limit_ms`, at most `max` of them.
+    pub(super) fn unused_since(&self, limit_ms: u64, max: usize) -> Vec<IndexName> {
+        let owned = self.owned();
+        let unused = owned.packs.values().filter(|own| own.used_ms < limit_ms);
+        unused.take(max).map(|own| own.name).collect()
+    }
+
     /// Deletes own packs, the one not used for longest first, until `bytes` more are within the share. They are kept free
     /// until the promise is dropped.
     pub(super) async fn make_room(&self, shared: &Shared, bytes: u64, deadline: Instant) -> Result<Promise<'_>, Fault> {

@@ -47,6 +47,7 @@ pub use client::StoreError;
 pub use counters::{Op, Speed, StoreCounters};
 pub use credentials::CredentialsError;
 pub use fault::Fault;
+pub(crate) use probe::CANARY_PREFIX;
 pub use probe::{Probe, ProbeError, Step};
 
 mod asks;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use kvd_nixl::sys::{EventFd, MemoryExtent, Signal};
-use kvd_proto::{BlockHash, GroupKey, Shard, TenantKey};
+use kvd_proto::{BlockHash, GroupKey, NamespaceDigest, Shard, TenantKey};
 use kvd_tiers::ladder::{Outcome, RemoteRecord};
 use kvd_tiers::object::catalog::{Catalog, CatalogError, CatalogOptions};
 use kvd_tiers::object::{NodeName, Realm};
@@ -25,6 +25,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::identity::{self, IdentityError};
+use super::listing::Asking;
 use super::purging::Scope;
 use super::sharing::Sharing;
 use super::store::{Store, StoreError};
@@ -132,6 +133,11 @@ impl Shared {
         &self.counters.object
     }
 
+    /// The store, with the time that a single request of no hurry may take.
+    pub(super) fn asking(&self) -> Asking<'_> {
+        Asking { store: &self.store, patience: 4 * self.options.request_timeout }
+    }
+
     /// Answers a move. The channel has room for every move that the ladder may have under way.
     pub(super) fn answer(&self, id: MoveId, outcome: Outcome) {
         let _ = self.outcomes.send((id, outcome));
@@ -143,7 +149,7 @@ impl Shared {
         let _ = self.doorbell.signal();
     }
 
-    pub(super) fn realm(&self, namespace: &kvd_proto::NamespaceDigest) -> Realm {
+    pub(super) fn realm(&self, namespace: &NamespaceDigest) -> Realm {
         let (tenant, namespace) = self.tenant_key.sealed_names(namespace);
         Realm { tenant, namespace }
     }
@@ -197,4 +203,23 @@ pub(crate) fn start(
     tracing::info!(url = %options.url, %node, packs = opened.packs, "the object tier is open");
     let threads = vec![lookups::spawn(shared.clone(), questions)?, worker::spawn(shared, order_receiver, patience)?];
     Ok((ObjectLink { orders: Some(orders), asked: Some(asked), events, share_bytes: options.share_bytes }, threads))
+}
+
+/// The parts without the threads: what tests of one part need of the others.
+#[cfg(test)]
+pub(super) fn without_threads(options: &ObjectOptions, data_dir: &Path, tenant_key: TenantKey) -> Arc<Shared> {
+    let (catalog, _) = Catalog::open(&data_dir.join("catalog"), CatalogOptions::default()).expect("a catalog");
+    Arc::new(Shared {
+        options: options.clone(),
+        store: Store::open(options).expect("a store"),
+        catalog: Arc::new(catalog),
+        node: identity::node_name(data_dir).expect("a name"),
+        tenant_key,
+        sharing: Sharing::new(options.share_bytes, 0),
+        stop: Arc::default(),
+        counters: Arc::default(),
+        outcomes: bounded(1).0,
+        events: bounded(1).0,
+        doorbell: Arc::new(EventFd::new().expect("a descriptor")),
+    })
 }

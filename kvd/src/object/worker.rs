@@ -22,7 +22,7 @@ use super::purging::{self, Scope};
 use super::reading;
 use super::store::{Fault, Op};
 use super::tier::{Event, ORDERS_WAITING_MAX, Order, Shared};
-use super::{learning, uploading};
+use super::{collecting, learning, uploading};
 
 /// Packs being uploaded at a time.
 const UPLOADS_MAX: usize = 2;
@@ -83,7 +83,7 @@ struct Worker {
 
 /// Milliseconds since 1970, by this node's clock.
 #[expect(clippy::disallowed_methods, reason = "other nodes read it: a time that they share")]
-pub(super) fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -108,6 +108,7 @@ impl Worker {
 
     async fn run(mut self, mut orders: mpsc::Receiver<Order>, patience: Duration) {
         let mut learner = tokio::spawn(learning::run(self.shared.clone()));
+        let collector = self.shared.options.writable.then(|| tokio::spawn(collecting::run(self.shared.clone())));
         let mut batch = Vec::with_capacity(ORDERS_WAITING_MAX);
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -144,6 +145,7 @@ impl Worker {
             self.go_on(false);
         }
         learner.abort();
+        collector.inspect(|collector| collector.abort());
         self.end(patience).await;
     }
 

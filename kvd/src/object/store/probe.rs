@@ -20,6 +20,9 @@ pub struct Probe {
     pub written: bool,
 }
 
+/// Below it lies what checks write, for a moment.
+pub(crate) const CANARY_PREFIX: &str = "canary/";
+
 /// What was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -175,7 +178,7 @@ impl Store {
         if !self.inner.writable {
             return Ok(Probe { took: begun.elapsed(), written: false });
         }
-        let path = format!("canary/{:016x}{:016x}", random(0), random(1));
+        let path = format!("{CANARY_PREFIX}{:016x}{:016x}", random(0), random(1));
         let seen = self.canary(&path, deadline).await;
         let deleted = self.delete(&path, deadline).await.map_err(failed(Step::Delete));
         seen.and(deleted)?;

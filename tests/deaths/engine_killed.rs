@@ -23,6 +23,13 @@ struct Footprint {
     memory_kib: u64,
 }
 
+/// Threads of the daemon; not the kernel's own helpers of its io_uring, which come and go as it sees fit.
+fn threads_of(daemon: &Daemon) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).expect("it runs");
+    let names = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| !name.starts_with("iou-")).count()
+}
+
 impl Footprint {
     fn of(daemon: &Daemon) -> Self {
         let process = format!("/proc/{}", daemon.pid().as_raw_nonzero());
@@ -32,7 +39,7 @@ impl Footprint {
         let memory = memory.and_then(|text| text.trim().strip_suffix(" kB")).expect("the kernel counts memory");
         Self {
             descriptors: entries("fd"),
-            threads: entries("task"),
+            threads: threads_of(daemon),
             memory_kib: memory.trim().parse().expect("a number"),
         }
     }

@@ -2,11 +2,13 @@
 //!
 //! Goal: right bytes or a miss, whatever becomes of the store and of whoever writes to it. Method: real daemons with folders
 //! of their own, a shared secret, and a store that is a folder or a SeaweedFS server; payloads derive from their place, so
-//! every loaded byte is checked.
+//! every loaded byte is checked. What a network does to requests is done by a proxy between a daemon and the server.
 
 #![forbid(unsafe_code)]
 
+mod faults;
 mod pool;
+mod proxy;
 mod server;
 mod sharing;
 mod trouble;

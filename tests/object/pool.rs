@@ -78,6 +78,11 @@ impl Node {
         self.daemon = Some(Daemon::start(&self.scratch, &self.options));
     }
 
+    pub(crate) fn expect_alive(&mut self) {
+        let daemon = self.daemon.as_mut().expect("it was started");
+        assert!(daemon.alive(), "the daemon ended:\n{}", daemon.log());
+    }
+
     pub(crate) fn kill(&mut self) {
         self.daemon.take().expect("it runs").kill();
     }
@@ -96,10 +101,24 @@ impl Node {
         TestEngine::connect(&self.scratch.socket(), number, BLOCK_BYTES, BLOCKS as usize)
     }
 
+    fn metrics(&self) -> String {
+        let answer = ask_serving(&self.scratch, &["status", "--metrics"]);
+        answer["text"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Requests of this kind that went wrong, for whatever reason; that there is no such object is none.
+    pub(crate) fn faults(&self, op: &str) -> u64 {
+        let text = self.metrics();
+        let of_op = format!("kvd_object_requests_total{{op=\"{op}\",");
+        let wrong = |line: &&str| {
+            line.starts_with(&of_op) && !line.contains("outcome=\"ok\"") && !line.contains("outcome=\"not_found\"")
+        };
+        text.lines().filter(wrong).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+
     /// A counter or gauge of the daemon; 0 while it has no such series.
     pub(crate) fn metric(&self, series: &str) -> u64 {
-        let answer = ask_serving(&self.scratch, &["status", "--metrics"]);
-        let text = answer["text"].as_str().unwrap_or_default();
+        let text = self.metrics();
         let found = text.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).next();
         found.and_then(|value| value.parse::<f64>().ok()).map_or(0, |value| value as u64)
     }

@@ -79,6 +79,11 @@ impl Server {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// Where it speaks S3, on this machine.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The file with its credentials.
     pub(crate) fn credentials(&self) -> PathBuf {
         self.folder.path().join("credentials")

@@ -141,11 +141,16 @@ pub(crate) fn within(what: &str, mut come: impl FnMut() -> bool) {
     }
 }
 
-/// Asks until the whole chain is there; never a wrong byte on the way.
+/// Asks until the whole chain is there; never a wrong byte on the way. Nothing is loaded before all of it is known, so that
+/// what is returned says where all of it came from.
 pub(crate) fn served(engine: &TestEngine, chain: u64) -> Checked {
     let mut last = Checked::default();
     within("the other node serves the chain", || {
-        last = engine.check(chain, BLOCKS);
+        let found = engine.find(chain, BLOCKS);
+        if found.blocks() < BLOCKS {
+            return false;
+        }
+        last = engine.load(chain, &found);
         assert_eq!(last.wrong, 0, "a wrong byte: {last:?}");
         last.right == BLOCKS
     });

@@ -179,9 +179,13 @@ async fn follow<S: Step>(mut stream: Streaming<S>, output: Output, what: &str) -
 pub fn purge(args: &PurgeArgs, output: Output) -> Outcome {
     let (target, what) = match &args.target.namespace {
         Some(namespace) => {
-            (proto::purge_request::Target::Namespace(namespace.clone()), format!("all blocks of namespace {namespace}"))
+            let what = format!("all blocks of namespace {namespace}, in the object tier those of every node");
+            (proto::purge_request::Target::Namespace(namespace.clone()), what)
         }
-        None => (proto::purge_request::Target::Everything(true), "everything this daemon holds".to_owned()),
+        None => (
+            proto::purge_request::Target::Everything(true),
+            "everything this daemon holds, and all of its tenant in the object tier, of every node".to_owned(),
+        ),
     };
     output.confirm(args.yes, &format!("Forget {what}?"))?;
     let request = proto::PurgeRequest { target: Some(target) };

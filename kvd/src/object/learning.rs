@@ -1,13 +1,11 @@
 //! Learning of packs: new index objects again and again, all of them now and then.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use kvd_tiers::object::catalog::Added;
-use kvd_tiers::object::{INDEX_BYTES_MAX, INDEX_PREFIX, IndexName, NodeName, PackIndex, node_prefix};
+use kvd_tiers::object::{INDEX_PREFIX, IndexName, NodeName, PackIndex, node_prefix};
 
 use super::store::Fault;
 use super::tier::Shared;
@@ -22,9 +20,6 @@ const PER_NODE_MAX: usize = 1000;
 const OBJECTS_MAX: usize = 1 << 24;
 /// Index objects fetched at a time; the largest has 5 MiB.
 const FETCHED_AT_ONCE: usize = 8;
-/// Names asked for at a time in a full listing.
-const PAGE: usize = 10_000;
-
 /// The longest pause after turns that failed.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
@@ -68,33 +63,15 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 /// What this node itself has in the store: it must be known before more is put there.
 async fn list_own(shared: &Arc<Shared>) -> Result<(), Fault> {
-    let present = list_names(shared, node_prefix(shared.node).trim_end_matches('/')).await?;
+    let present = shared.asking().index_names(&node_prefix(shared.node), OBJECTS_MAX).await?;
     let unknown = present.into_iter().filter(|name| shared.catalog.pack(name.pack).is_none());
     learn_all(shared, unknown.collect()).await
 }
 
-/// The names of all index objects below a folder.
-async fn list_names(shared: &Arc<Shared>, folder: &str) -> Result<BTreeSet<IndexName>, Fault> {
-    let mut present = BTreeSet::new();
-    let mut after: Option<String> = None;
-    loop {
-        let listed = shared.store.list(folder, after.as_deref(), PAGE, deadline(shared)).await?;
-        let ended = listed.len() < PAGE;
-        after = listed.last().map(|last| last.path.clone());
-        present.extend(listed.iter().filter_map(|object| IndexName::parse(&object.path)));
-        if ended || present.len() >= OBJECTS_MAX {
-            return Ok(present);
-        }
-    }
-}
-
-pub(super) fn deadline(shared: &Shared) -> Instant {
-    Instant::now() + 4 * shared.options.request_timeout
-}
-
 /// What every other node published since the last look.
 async fn list_new(shared: &Arc<Shared>) -> Result<(), Fault> {
-    let folders = shared.store.list_folders(INDEX_PREFIX.trim_end_matches('/'), NODES_MAX, deadline(shared)).await?;
+    let folders =
+        shared.store.list_folders(INDEX_PREFIX.trim_end_matches('/'), NODES_MAX, shared.asking().deadline()).await?;
     for folder in folders {
         let Some(node) = folder.trim_end_matches('/').rsplit('/').next().and_then(NodeName::parse) else { continue };
         if node == shared.node {
@@ -102,8 +79,10 @@ async fn list_new(shared: &Arc<Shared>) -> Result<(), Fault> {
         }
         let after = IndexName::after(node, shared.catalog.cursor(node));
         let prefix = node_prefix(node);
-        let listed =
-            shared.store.list(prefix.trim_end_matches('/'), Some(&after), PER_NODE_MAX, deadline(shared)).await?;
+        let listed = shared
+            .store
+            .list(prefix.trim_end_matches('/'), Some(&after), PER_NODE_MAX, shared.asking().deadline())
+            .await?;
         learn_all(shared, listed.iter().filter_map(|object| IndexName::parse(&object.path)).collect()).await?;
     }
     Ok(())
@@ -112,7 +91,7 @@ async fn list_new(shared: &Arc<Shared>) -> Result<(), Fault> {
 /// Compares the catalog with everything that is published.
 pub(super) async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
     let since = shared.catalog.mark();
-    let present = list_names(shared, INDEX_PREFIX.trim_end_matches('/')).await?;
+    let present = shared.asking().index_names(INDEX_PREFIX, OBJECTS_MAX).await?;
     let catalog = shared.catalog.clone();
     let reconciled = tokio::task::spawn_blocking(move || catalog.reconcile(&present, since)).await;
     let reconciled =
@@ -126,20 +105,23 @@ pub(super) async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
 
 /// Fetches index objects, some at a time, and learns of them in their order: nobody looks again behind a cursor.
 async fn learn_all(shared: &Arc<Shared>, names: Vec<IndexName>) -> Result<(), Fault> {
-    let fetch = |name: IndexName| async move {
-        (name, shared.store.get(&name.path(), INDEX_BYTES_MAX as u64, deadline(shared)).await)
-    };
+    let asking = shared.asking();
+    let fetch = |name: IndexName| async move { (name, asking.index(name).await) };
     let mut fetched = stream::iter(names).map(fetch).buffered(FETCHED_AT_ONCE);
-    while let Some((name, bytes)) = fetched.next().await {
-        learn(shared, name, bytes).await?;
+    while let Some((name, index)) = fetched.next().await {
+        learn(shared, name, index).await?;
     }
     Ok(())
 }
 
 /// Learns of a pack by its index object. One that is gone, or is none, is passed over.
-async fn learn(shared: &Arc<Shared>, name: IndexName, bytes: Result<Bytes, Fault>) -> Result<(), Fault> {
-    let index = match bytes {
-        Ok(bytes) => PackIndex::decode(&bytes).map_err(|error| error.to_string()),
+async fn learn(
+    shared: &Arc<Shared>,
+    name: IndexName,
+    index: Result<Result<PackIndex, String>, Fault>,
+) -> Result<(), Fault> {
+    let index = match index {
+        Ok(index) => index,
         Err(Fault::NotFound) => return Ok(()),
         Err(fault @ (Fault::NoBucket(_) | Fault::Open)) => return Err(fault),
         Err(fault) if fault.is_transient() => return Err(fault),
@@ -148,8 +130,7 @@ async fn learn(shared: &Arc<Shared>, name: IndexName, bytes: Result<Bytes, Fault
     };
     let catalog = shared.catalog.clone();
     let learned = tokio::task::spawn_blocking(move || match index {
-        Ok(index) if index.belongs_to(&name) => catalog.add(name, &index).map(|added| Ok(added == Added::New)),
-        Ok(_) => catalog.skip(name).map(|()| Err("it is another pack's".to_owned())),
+        Ok(index) => catalog.add(name, &index).map(|added| Ok(added == Added::New)),
         Err(error) => catalog.skip(name).map(|()| Err(error)),
     });
     match learned.await.map_err(|error| Fault::Other(error.to_string()))? {

@@ -1,5 +1,6 @@
 //! The store page by page: everything below a prefix, in bounded memory, each request within its own time.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,6 +21,19 @@ pub(crate) struct Asking<'a> {
 impl<'a> Asking<'a> {
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.patience
+    }
+
+    /// The names of all index objects below a folder; more of them than `max` are an error, not a part of them.
+    pub(super) async fn index_names(self, folder: &str, max: usize) -> Result<BTreeSet<IndexName>, Fault> {
+        let mut names = BTreeSet::new();
+        let mut indexes = Indexes { pages: self.pages(folder) };
+        while let Some(page) = indexes.next().await? {
+            names.extend(page);
+            if names.len() > max {
+                return Err(Fault::Other(format!("there are more than {max} index objects below {folder}")));
+            }
+        }
+        Ok(names)
     }
 
     /// All objects below a folder.

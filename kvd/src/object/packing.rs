@@ -96,6 +96,11 @@ impl Packing {
         self.bytes
     }
 
+    /// Whether the record is in a pack that is not published yet.
+    pub(super) fn has(&self, entry: &SlotEntry) -> bool {
+        self.records.contains(&name_of(entry.key, &entry.shard))
+    }
+
     /// Copies a record out of its slot and checks the copy, which nobody else can change.
     pub(super) fn take(
         &mut self,
@@ -106,7 +111,7 @@ impl Packing {
     ) -> Packed {
         let entry = record.entry;
         let name = name_of(entry.key, &entry.shard);
-        if self.records.contains(&name) {
+        if self.has(entry) {
             return Packed::Known;
         }
         let bytes = u64::from(record.record_bytes);

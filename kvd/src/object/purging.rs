@@ -7,7 +7,7 @@ use kvd_tiers::object::Realm;
 
 use super::store::Fault;
 use super::tier::Shared;
-use super::{learning, sharing};
+use super::{collecting, learning};
 
 /// How long a store that fails is tried.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,8 +56,7 @@ async fn pass(shared: &Arc<Shared>, scope: Scope) -> Result<u64, Fault> {
     });
     let found = found.await.map_err(|error| Fault::Other(error.to_string()))?;
     for name in &found {
-        sharing::delete(shared, *name, learning::deadline(shared)).await?;
-        shared.sharing.forget(shared, name.pack);
+        collecting::remove(shared, *name).await?;
     }
     Ok(found.len() as u64)
 }

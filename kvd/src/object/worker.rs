@@ -205,10 +205,13 @@ impl Worker {
     fn put(&mut self, record: Waiting) -> Option<Waiting> {
         let started = Instant::now();
         let Waiting { id, entry, memory, .. } = &record;
-        let packed = match self.shared.catalog.lookup(&entry.key, &entry.shard) {
-            Ok(Some(_)) => Packed::Known,
+        let packed = match self.packing.has(entry) {
+            true => Packed::Known,
             // A catalog that cannot be asked costs a duplicate, no more.
-            Ok(None) | Err(_) => self.pack(entry, memory),
+            false => match self.shared.catalog.lookup(&entry.key, &entry.shard) {
+                Ok(Some(_)) => Packed::Known,
+                Ok(None) | Err(_) => self.pack(entry, memory),
+            },
         };
         let outcome = match packed {
             Packed::Taken => Outcome::Done { bytes: memory.len() as u64, took: started.elapsed() },
@@ -290,7 +293,10 @@ impl Worker {
         // One that was not even asked for says nothing about the pack.
         closed.failures += u32::from(fault != Fault::Open);
         let hopeless = !fault.is_transient() && fault != Fault::Open;
-        if hopeless || closed.failures >= UPLOAD_FAILURES_MAX {
+        if self.purges.iter().any(|scope| scope.takes(&closed.index.realm)) {
+            // Purged while it was on its way: it must not come after the purge.
+            self.packing.gone(&closed);
+        } else if hopeless || closed.failures >= UPLOAD_FAILURES_MAX {
             let records = closed.index.entries.len() as u64;
             tracing::warn!(%fault, records, "a pack cannot be uploaded and is given up");
             counters.packs_dropped.add(1);

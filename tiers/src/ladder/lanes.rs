@@ -103,13 +103,13 @@ pub(super) struct Held {
 
 impl Held {
     pub(super) fn add(&mut self, node: &Node) {
-        self.records += u32::from(node.resident());
+        self.records += u32::from(node.here());
         self.durable += u32::from(node.durable());
         self.below += u32::from(node.below());
     }
 
     pub(super) fn take(&mut self, node: &Node) {
-        self.records -= u32::from(node.resident());
+        self.records -= u32::from(node.here());
         self.durable -= u32::from(node.durable());
         self.below -= u32::from(node.below());
     }

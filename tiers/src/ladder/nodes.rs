@@ -149,6 +149,11 @@ impl Node {
         self.any(flag::DRAM_READY | flag::NVME_READY | flag::REMOTE)
     }
 
+    /// A published copy lies on this node.
+    pub(super) fn here(&self) -> bool {
+        self.any(flag::DRAM_READY | flag::NVME_READY)
+    }
+
     /// The only copy lies in the object tier.
     pub(super) fn remote(&self) -> bool {
         self.has(flag::REMOTE)

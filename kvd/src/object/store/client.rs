@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::list::PaginatedListStore;
@@ -160,8 +160,10 @@ fn s3(bucket: &Bucket, options: &ObjectOptions, environment: &[(String, String)]
         .with_bucket_name(&bucket.name)
         .with_virtual_hosted_style_request(!path_style)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
-        // Records carry checksums of their own; a hash over each pack would hold up the thread that also reads.
+        // A hash over each pack would hold up the thread that also reads; a checksum is enough for the store to refuse what
+        // was changed on its way.
         .with_unsigned_payload(true)
+        .with_checksum_algorithm(Checksum::CRC64NVME)
         // One request, one object, one status.
         .with_disable_bulk_delete(true)
         .with_client_options(http(options, options.endpoint.as_deref())?)

@@ -233,6 +233,8 @@ fn of_answer(refused: &Refused, op: Op) -> Fault {
             Op::Get | Op::Head | Op::Delete => Fault::NotFound,
         },
         (400 | 408, "RequestTimeout") | (408, _) => Fault::Server(text),
+        // What was sent is not what came.
+        (400, "BadDigest" | "InvalidDigest" | "XAmzContentChecksumMismatch") => Fault::Server(text),
         // Somebody writes the same object at this moment: neither done nor there yet.
         (409, code) if PASSING_CONFLICTS.contains(&code) => Fault::Server(text),
         // The range begins behind the object's end; who asked knows how much was wanted.
@@ -318,6 +320,7 @@ mod tests {
             (404, "", Op::Put, "no_bucket"),
             (409, "ConditionalRequestConflict", Op::Put, "server"),
             (400, "RequestTimeout", Op::Put, "server"),
+            (400, "BadDigest", Op::Put, "server"),
             (408, "", Op::Put, "server"),
             (429, "", Op::Get, "throttled"),
             (503, "", Op::Get, "throttled"),

@@ -33,6 +33,8 @@ fn what_was_uploaded_is_matched_loaded_and_forgotten_with_the_lease() {
     let found = world.matched_remote(0, view, &kind, &hashes, true);
     assert_eq!((found.blocks, found.slowest, found.miss), (3, Some(Tier::Object), None));
     let lease = found.lease.unwrap();
+    let stats = world.ladder.stats();
+    assert_eq!((stats.records, stats.durable, stats.below), (0, 0, 0), "what lies there is not here");
     // Another match sees them while somebody holds them, without asking the catalog.
     assert_eq!(world.matched(0, view, &hashes, false).blocks, 3);
     let (state, landed) = world.load(0, lease, 0..2, Duration::from_secs(1), 7);

@@ -8,7 +8,8 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 need=()
 command -v cc >/dev/null || need+=(gcc libc6-dev)
 command -v c++ >/dev/null || need+=(g++)
-compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib/*/libclang*.so*' >/dev/null ||
+# Not libclang-cpp.so: that is another library, which many machines have without this one.
+ls /usr/lib/llvm-*/lib/libclang{.so,-[0-9]}* /usr/lib/*/libclang{.so,-[0-9]}* 2>/dev/null | grep -q . ||
   [ -n "${LIBCLANG_PATH:-}" ] || need+=(libclang-dev)
 if [ "${#need[@]}" -gt 0 ]; then
   command -v apt-get >/dev/null || fail "missing ${need[*]}, and there is no apt-get here: install them with this system's package manager"

@@ -11,4 +11,5 @@ mod pool;
 mod proxy;
 mod server;
 mod sharing;
+mod together;
 mod trouble;

@@ -1,6 +1,5 @@
 //! What one node stores another serves.
 
-use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Instant;
 
@@ -58,51 +57,6 @@ fn a_node_that_lost_everything_is_warm_again() {
     node.restart();
     let checked = served(&node.engine(1), 1);
     assert_eq!((checked.object, checked.dram, checked.nvme), (BLOCKS, 0, 0));
-}
-
-#[test]
-fn what_two_nodes_store_at_the_same_time_is_all_there() {
-    let store = Store::folder();
-    let (a, b) = (Node::start("once-a", &store, &[]), Node::start("once-b", &store, &[]));
-    let (first, second) = (a.engine(1), b.engine(2));
-    for chain in 0..16 {
-        first.store(chain, 0, BLOCKS);
-        second.store(chain, 0, BLOCKS);
-        // As fast as an engine computes them, not as fast as memory copies them.
-        std::thread::sleep(std::time::Duration::from_millis(300));
-    }
-    a.uploaded(1);
-    b.uploaded(0);
-    assert_eq!(blocks(&store).0, 16 * BLOCKS as usize, "each block is there");
-}
-
-#[test]
-fn what_another_node_has_uploaded_is_not_uploaded_again() {
-    let store = Store::folder();
-    let (a, b) = (Node::start("known-a", &store, &[]), Node::start("known-b", &store, &[]));
-    let (first, second) = (a.engine(1), b.engine(2));
-    // They meet in the middle, where both may store the same before either can have learned of it.
-    for chain in 0..16 {
-        first.store(chain, 0, BLOCKS);
-        second.store(15 - chain, 0, BLOCKS);
-        std::thread::sleep(std::time::Duration::from_millis(300));
-    }
-    a.uploaded(1);
-    b.uploaded(1);
-    let (all, twice) = blocks(&store);
-    assert_eq!(all, 16 * BLOCKS as usize, "each block is there");
-    assert!(2 * twice < all, "{twice} of {all} blocks were uploaded twice");
-}
-
-/// Blocks in the published packs of a folder, and those of them that are in two.
-fn blocks(store: &Store) -> (usize, usize) {
-    let mut copies = BTreeMap::<_, u32>::new();
-    for index in published(&store.path()) {
-        index.entries.iter().for_each(|entry| *copies.entry(entry.key).or_default() += 1);
-    }
-    let twice = copies.values().filter(|count| **count > 1).count();
-    println!("{{\"blocks\": {}, \"uploaded_twice\": {twice}}}", copies.len());
-    (copies.len(), twice)
 }
 
 #[test]

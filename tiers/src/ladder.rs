@@ -58,6 +58,8 @@ mod sessions;
 mod spill;
 mod state;
 mod stats;
+mod turns;
+mod uploads;
 mod waiting;
 mod work;
 
@@ -74,6 +76,7 @@ pub use remote::{RemoteChain, RemoteRecord};
 pub use report::LeaseView;
 pub use state::Ladder;
 pub use stats::{Counters, DeviceStats, Holding, LADDER_BYTES_PER_RECORD_MAX, ObjectStats, Stats};
+pub use turns::{TURNS, Turns};
 
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@
 //! index/... of all nodes -> Catalog -> pack, offset, anchor -> a range of the pack -> verified as any record
 //! ```
 //!
-//! * names: [`PackName`], [`NodeName`], [`Realm`], [`IndexName`] and the paths of objects;
+//! * names: [`PackName`], [`NodeName`], [`Realm`], [`IndexName`], [`PresenceName`] and the paths of objects;
 //! * [`PackIndex`]: what lies where in a pack, as bytes and as values;
 //! * [`pack`]: a pack being filled in memory, and how its object ends;
 //! * [`catalog`]: where a record lies, by what was learned of packs.
@@ -28,6 +28,6 @@ pub use index::{
     PackIndex,
 };
 pub use names::{
-    COLLECTOR_PREFIX, INDEX_PREFIX, IndexName, NodeName, PACKS_PREFIX, PackName, Realm, node_prefix, pack_path,
-    parse_pack_path,
+    COLLECTOR_PREFIX, INDEX_PREFIX, IndexName, NODES_PREFIX, NodeName, PACKS_PREFIX, PackName, PresenceName, Realm,
+    node_prefix, pack_path, parse_pack_path,
 };

@@ -15,8 +15,10 @@ use crate::core::verify::VerifyOrder;
 use crate::metrics::counters::Edge;
 use crate::object::tier::{Order, Wanted};
 
-/// Moves handed out in one turn, so that requests are not kept waiting.
-const MOVES_PER_TURN: usize = 64;
+/// Work of one turn, so that requests are not kept waiting: a fetch from the object tier is one of a list, any other move an
+/// order of its own.
+const STEPS_PER_TURN: usize = 1024;
+const STEPS_PER_MOVE: usize = 16;
 /// Outcomes taken in one turn.
 const OUTCOMES_PER_TURN: usize = 256;
 
@@ -50,9 +52,11 @@ impl Core {
     /// Hands out what the ladder wants moved; whether there was anything.
     pub(super) fn hand_out_moves(&mut self, now: Time) -> bool {
         let mut any = false;
-        for _ in 0..MOVES_PER_TURN {
+        let mut steps = STEPS_PER_TURN;
+        while steps > 0 {
             let Some(next) = self.ladder.poll_move() else { break };
             any = true;
+            steps = steps.saturating_sub(if matches!(next, Move::Get { .. }) { 1 } else { STEPS_PER_MOVE });
             if let Err(NotGiven(id, outcome)) = self.hand_out(next) {
                 self.in_flight.remove(&id);
                 self.ladder.finished(id, outcome, now);

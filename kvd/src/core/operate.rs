@@ -400,6 +400,9 @@ impl Core {
         }
         counters.dram_evicted.set(stats.counters.dram_evictions);
         counters.nvme_evicted.set(stats.counters.nvme_evictions);
+        let object = stats.object.unwrap_or_default();
+        counters.object.waiting_records.set(u64::from(object.upload_queue) + u64::from(object.putting));
+        counters.object.records_fallen.set(stats.counters.uploads_dropped);
         // Those that changed while the last ones were being written.
         self.namespaces.save();
     }

@@ -87,6 +87,7 @@ impl Core {
                     self.object_up = reads;
                     self.ladder.set_object_up(reads, writes, now);
                 }
+                Event::Turns(turns) => self.ladder.set_object_turns(turns, now),
                 Event::Found { ticket, records } => {
                     records_taken += records.len();
                     self.answered(ticket, &records, now);

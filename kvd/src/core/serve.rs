@@ -34,12 +34,13 @@ use crate::session::{
     CALLS_WAITING_MAX, Control, CoreLink, ListenError, Listener, Orphan, Reactor, SessionId, SessionOptions,
 };
 
-/// Outcomes that may wait for the core: those of all devices at once.
-const OUTCOMES_WAITING_MAX: usize = device::ORDERS_WAITING_MAX * DEVICES_MAX + tier::ORDERS_WAITING_MAX;
-/// Records that the object tier takes and brings at a time.
+/// Outcomes that may wait for the core: those of all devices at once, and of the object tier.
+const OUTCOMES_WAITING_MAX: usize = device::ORDERS_WAITING_MAX * DEVICES_MAX + (PUTS_MAX + GETS_MAX) as usize;
+/// Records that the object tier takes and brings at a time; of those that it brings the bytes are bounded too. Each of the
+/// former is an order of its own, all of the latter that start together are one.
 const PUTS_MAX: u32 = 32;
-const GETS_MAX: u32 = 64;
-const _: () = assert!((PUTS_MAX + GETS_MAX) as usize <= tier::ORDERS_WAITING_MAX);
+const GETS_MAX: u32 = 1024;
+const _: () = assert!(2 * PUTS_MAX as usize <= tier::ORDERS_WAITING_MAX, "and room for lists of fetches");
 /// Records in DRAM that may wait for verification.
 const VERIFIES_WAITING_MAX: usize = 64;
 /// Words to the sessions thread that may wait: two per client slot and the last one.

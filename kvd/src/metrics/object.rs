@@ -56,6 +56,12 @@ pub struct ObjectCounters {
     pub own_records: Count,
     /// Gauge: packs that the catalog knows.
     pub packs: Count,
+    /// Gauge: nodes that write to the store.
+    pub nodes: Count,
+    /// Gauge: records that wait for their turn to be packed.
+    pub waiting_records: Count,
+    /// Records that fell before they could be packed, or found no room in packs.
+    pub records_fallen: Count,
     /// Gauge: bytes in packs that are not uploaded yet.
     pub buffered_bytes: Count,
 }
@@ -83,10 +89,10 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
         "Packs that others made, or that were found to be gone",
         others.map(|(o, n)| (outcome(o), n.get())),
     )?;
-    let put = [("known", &c.records_known), ("given_up", &c.records_dropped)];
+    let put = [("known", &c.records_known), ("given_up", &c.records_dropped), ("fallen", &c.records_fallen)];
     out.counter(
         "kvd_object_records_not_uploaded",
-        "Records that the store has already, or that were given up",
+        "Records that the store has already, that were given up with their pack, or that were never packed: they fell before, or found no room",
         put.map(|(o, n)| (outcome(o), n.get())),
     )?;
     let got = [("ok", &c.records_got), ("missing", &c.records_missing)];
@@ -105,6 +111,9 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
     out.gauge_bytes("kvd_object_own", "Bytes of this node's packs in the store", one(c.own_bytes.get()))?;
     out.gauge("kvd_object_own_packs", "Packs of this node in the store", one(c.own_packs.get()))?;
     out.gauge("kvd_object_own_records", "Records in this node's packs", one(c.own_records.get()))?;
+    out.gauge("kvd_object_nodes", "Nodes that write to the store, as this one sees them", one(c.nodes.get()))?;
+    let waiting = one(c.waiting_records.get());
+    out.gauge("kvd_object_waiting_records", "Records that wait for their turn to be packed", waiting)?;
     out.gauge("kvd_object_known_packs", "Packs that this node knows of", one(c.packs.get()))?;
     out.gauge_bytes("kvd_object_buffered", "Bytes in packs that are not uploaded yet", one(c.buffered_bytes.get()))?;
     let none = StoreCounters::default();
@@ -114,6 +123,7 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
         .map(|(op, outcome, count)| ([("op", op.label().to_owned()), ("outcome", outcome.to_owned())], count));
     out.counter("kvd_object_requests", "Requests to the store, by operation and outcome", requests)?;
     out.counter("kvd_object_retries", "Requests that were made again", one(store.retries.get()))?;
+    out.counter("kvd_object_hedges", "Reads asked for twice because the answer was late", one(store.hedges.get()))?;
     let way = |way: &str| [("way", way.to_owned())];
     out.counter_bytes(
         "kvd_object_transferred",

@@ -7,13 +7,12 @@ use futures_util::{StreamExt as _, stream};
 use kvd_tiers::object::catalog::Added;
 use kvd_tiers::object::{INDEX_PREFIX, IndexName, NodeName, PackIndex, node_prefix};
 
+use super::presence::Presence;
 use super::store::Fault;
 use super::tier::Shared;
 
 /// Between two full listings: what others deleted is forgotten then at the latest, and what was missed is found.
 const LIST_ALL_EVERY: Duration = Duration::from_secs(600);
-/// Nodes that are looked at; a pool is smaller.
-const NODES_MAX: usize = 4096;
 /// Index objects of one node in one turn.
 const PER_NODE_MAX: usize = 1000;
 /// Index objects in all: 64 MiB each, that is a store of a petabyte.
@@ -27,8 +26,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut all_due = Instant::now();
     let mut failures = 0u32;
+    let mut presence = Presence::default();
     loop {
         let turn = async {
+            // Before anything is uploaded: who looks for packs looks at nodes that have said that they write.
+            presence.say(&shared).await;
+            let nodes = presence.nodes(&shared).await?;
             if !shared.sharing.is_ready() {
                 list_own(&shared).await?;
                 shared.sharing.set_ready(&shared);
@@ -38,7 +41,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 shared.sharing.set_ready(&shared);
                 all_due = Instant::now() + LIST_ALL_EVERY;
             } else {
-                list_new(&shared).await?;
+                list_new(&shared, &nodes).await?;
             }
             Ok::<(), Fault>(())
         };
@@ -69,14 +72,8 @@ async fn list_own(shared: &Arc<Shared>) -> Result<(), Fault> {
 }
 
 /// What every other node published since the last look.
-async fn list_new(shared: &Arc<Shared>) -> Result<(), Fault> {
-    let folders =
-        shared.store.list_folders(INDEX_PREFIX.trim_end_matches('/'), NODES_MAX, shared.asking().deadline()).await?;
-    for folder in folders {
-        let Some(node) = folder.trim_end_matches('/').rsplit('/').next().and_then(NodeName::parse) else { continue };
-        if node == shared.node {
-            continue;
-        }
+async fn list_new(shared: &Arc<Shared>, nodes: &[NodeName]) -> Result<(), Fault> {
+    for node in nodes.iter().copied().filter(|node| *node != shared.node) {
         let after = IndexName::after(node, shared.catalog.cursor(node));
         let prefix = node_prefix(node);
         let listed = shared

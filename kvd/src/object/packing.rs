@@ -10,13 +10,16 @@ use kvd_nixl::sys::MemoryExtent;
 use kvd_proto::{BlockKey, SHARD_BYTES, Shard};
 use kvd_tiers::SlotEntry;
 use kvd_tiers::object::pack::{PackBuilder, PushError, Pushed, SealedPack};
-use kvd_tiers::object::{NodeName, PackIndex, PackName, Realm};
+use kvd_tiers::object::{NodeName, PackName, Realm};
 use kvd_tiers::record::{Expect, Mismatch, verify_bytes};
 
+use super::memory::Memory;
 use super::purging::Scope;
 
 /// Packs that are filled at a time: one per tenant and namespace that stores.
 const OPEN_MAX: usize = 16;
+/// How long memory is kept while there is nothing to be packed.
+const MEMORY_KEPT: Duration = Duration::from_secs(10);
 
 /// What became of a record.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,22 +46,52 @@ pub(super) struct Incoming<'a> {
 struct Open {
     realm: Realm,
     since: Instant,
-    builder: PackBuilder,
+    builder: PackBuilder<Bytes>,
 }
 
 /// A pack that is closed.
 pub(super) struct Closed {
-    pub(super) index: PackIndex,
-    pub(super) index_bytes: Bytes,
-    /// The whole object.
-    pub(super) parts: Vec<Bytes>,
-    /// Its bytes.
-    pub(super) bytes: u64,
+    realm: Realm,
+    /// What was gathered in it: its records, and their bytes.
+    names: Vec<RecordName>,
+    gathered_bytes: u64,
+    /// What of it is to be uploaded; `None` for nothing.
+    pub(super) pack: Option<SealedPack<Bytes>>,
+    /// Records that another node uploaded meanwhile were looked for. What is uploaded does not change any more.
+    pub(super) settled: bool,
     /// The number of its index object, once it was to be published: a second attempt meets what the first put there.
     pub(super) number: Option<u64>,
     /// Uploads of it that failed.
     pub(super) failures: u32,
 }
+
+impl Closed {
+    fn new(pack: SealedPack<Bytes>) -> Self {
+        let index = &pack.index;
+        Self {
+            realm: index.realm,
+            names: index.entries.iter().map(|entry| name_of(entry.key, &entry.shard)).collect(),
+            gathered_bytes: index.records_bytes,
+            pack: Some(pack),
+            settled: false,
+            number: None,
+            failures: 0,
+        }
+    }
+
+    /// Whose records it holds.
+    pub(super) fn realm(&self) -> &Realm {
+        &self.realm
+    }
+
+    /// Records that were gathered in it.
+    pub(super) fn records(&self) -> u64 {
+        self.names.len() as u64
+    }
+}
+
+/// One record among all.
+type RecordName = (BlockKey, [u8; SHARD_BYTES]);
 
 /// All packs that are not in the store yet.
 pub(super) struct Packing {
@@ -69,12 +102,15 @@ pub(super) struct Packing {
     open: Vec<Open>,
     closed: VecDeque<Closed>,
     /// Every record in packs, open, closed or being uploaded.
-    records: HashSet<(BlockKey, [u8; SHARD_BYTES])>,
+    records: HashSet<RecordName>,
     /// Bytes of all of them.
     bytes: u64,
+    memory: Memory,
+    /// Since when there has been nothing here.
+    idle_since: Option<Instant>,
 }
 
-fn name_of(key: BlockKey, shard: &Shard) -> (BlockKey, [u8; SHARD_BYTES]) {
+fn name_of(key: BlockKey, shard: &Shard) -> RecordName {
     (key, shard.to_bytes())
 }
 
@@ -89,6 +125,8 @@ impl Packing {
             closed: VecDeque::new(),
             records: HashSet::new(),
             bytes: 0,
+            memory: Memory::default(),
+            idle_since: None,
         }
     }
 
@@ -139,8 +177,11 @@ impl Packing {
             payload_bytes: entry.payload_bytes,
             meta_checksum: entry.meta_checksum,
         };
-        let copied = self.open[at].builder.push(pushed, |into| copy(record, into));
-        match copied {
+        let copied = match self.copy(record) {
+            Ok(copied) => copied,
+            Err(mismatch) => return Packed::Corrupt(mismatch.to_string()),
+        };
+        match self.open[at].builder.push(pushed, copied) {
             Ok(()) => {
                 self.records.insert(name);
                 self.bytes += bytes;
@@ -148,9 +189,17 @@ impl Packing {
             }
             Err(PushError::Present) => Packed::Known,
             Err(PushError::Full) => Packed::NoRoom,
-            Err(PushError::Record(mismatch)) => Packed::Corrupt(mismatch.to_string()),
             Err(PushError::Sizes { .. }) => Packed::Corrupt("its sizes are none of a record".into()),
         }
+    }
+
+    fn copy(&self, record: &Incoming<'_>) -> Result<Bytes, Mismatch> {
+        let wanted = record.record_bytes as usize;
+        let got = record.memory.len();
+        let mut copied = self.memory.take(wanted);
+        record.memory.read(0, copied.as_mut()).map_err(|_| Mismatch::Bounds { wanted, got })?;
+        verify_bytes(copied.as_ref(), &Expect::from(record.entry))?;
+        Ok(copied.freeze())
     }
 
     fn oldest(&self) -> usize {
@@ -161,7 +210,7 @@ impl Packing {
     fn close(&mut self, at: usize, now_ms: u64) {
         let open = self.open.swap_remove(at);
         if let Some(pack) = open.builder.finish(now_ms) {
-            self.closed.push_back(closed(pack));
+            self.closed.push_back(Closed::new(pack));
         }
     }
 
@@ -195,7 +244,7 @@ impl Packing {
     pub(super) fn drop_oldest(&mut self) -> Option<u64> {
         let dropped = self.closed.pop_front()?;
         self.gone(&dropped);
-        Some(dropped.index.entries.len() as u64)
+        Some(dropped.records())
     }
 
     /// Drops what was gathered of a kind.
@@ -203,7 +252,7 @@ impl Packing {
         while let Some(at) = self.open.iter().position(|open| scope.takes(&open.realm)) {
             self.close(at, now_ms);
         }
-        let (gone, kept) = self.closed.drain(..).partition(|closed| scope.takes(&closed.index.realm));
+        let (gone, kept) = self.closed.drain(..).partition(|closed| scope.takes(closed.realm()));
         self.closed = kept;
         let gone: VecDeque<Closed> = gone;
         gone.iter().for_each(|closed| self.gone(closed));
@@ -211,10 +260,20 @@ impl Packing {
 
     /// A pack is in the store, or given up.
     pub(super) fn gone(&mut self, pack: &Closed) {
-        for entry in &pack.index.entries {
-            self.records.remove(&name_of(entry.key, &entry.shard));
+        for name in &pack.names {
+            self.records.remove(name);
         }
-        self.bytes -= pack.index.records_bytes;
+        self.bytes -= pack.gathered_bytes;
+    }
+
+    /// Memory that was used lately is kept for the next records, but not for ever.
+    pub(super) fn rest(&mut self, now: Instant) {
+        let idle = self.records.is_empty();
+        match self.idle_since.filter(|_| idle) {
+            Some(since) if now.saturating_duration_since(since) >= MEMORY_KEPT => self.memory.clear(),
+            Some(_) => {}
+            None => self.idle_since = idle.then_some(now),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -225,17 +284,4 @@ impl Packing {
     pub(super) fn due(&self) -> Option<Instant> {
         self.open.iter().map(|open| open.since + self.pack_age).min()
     }
-}
-
-fn closed(pack: SealedPack) -> Closed {
-    let SealedPack { index, index_bytes, parts, bytes } = pack;
-    let parts = parts.into_iter().map(Bytes::from).collect();
-    Closed { index, index_bytes: Bytes::from(index_bytes), parts, bytes, number: None, failures: 0 }
-}
-
-fn copy(record: &Incoming<'_>, into: &mut [u8]) -> Result<(), Mismatch> {
-    let wanted = into.len();
-    let got = record.memory.len();
-    record.memory.read(0, into).map_err(|_| Mismatch::Bounds { wanted, got })?;
-    verify_bytes(into, &Expect::from(record.entry)).map(drop)
 }

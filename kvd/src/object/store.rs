@@ -7,6 +7,7 @@
 //! | `asks` | one request, in this crate's words |
 //! | `body` | bytes as they come |
 //! | `ticket` | the right to one request |
+//! | `hedge` | a read that is slow is asked for twice |
 //! | `breaker`, `retry` | whether, how often and how soon; without a clock |
 //! | `fault` | what went wrong, by what it means |
 //! | `counters` | what was counted and measured |
@@ -21,7 +22,7 @@
 use std::fmt;
 use std::hash::BuildHasher;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -58,6 +59,7 @@ mod counters;
 mod credentials;
 mod fault;
 mod folder;
+mod hedge;
 mod probe;
 mod retry;
 mod ticket;
@@ -187,9 +189,13 @@ impl Store {
         })
     }
 
+    fn control(&self) -> MutexGuard<'_, Control> {
+        self.inner.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How the store is, for people.
     pub fn state(&self) -> StoreState {
-        self.inner.control.lock().unwrap_or_else(PoisonError::into_inner).breaker.state(Instant::now())
+        self.control().breaker.state(Instant::now())
     }
 
     /// Whether a request of this kind would be made now, rather than fail with [`Fault::Open`].
@@ -241,7 +247,7 @@ impl Store {
             let opening = inner.client.get(full, Some(range.clone()));
             Box::pin(async move { inner.timed(opening).await })
         };
-        let (opened, ticket) = self.attempts(Op::Get, deadline, inner.silence, ask).await?;
+        let (opened, ticket) = self.hedged(deadline, ask).await?;
         Ok(Reader::new(opened, inner.silence, deadline).stream(ticket))
     }
 
@@ -314,7 +320,7 @@ impl Store {
     ) -> Result<Vec<Listed>, Fault> {
         let full = after.map(|after| self.path(after, Op::List)).transpose()?;
         let mut found: Vec<Listed> = Vec::new();
-        let mut take = |metas: Vec<ObjectMeta>, _: Vec<Path>| -> Result<usize, Fault> {
+        let mut take = |metas: Vec<ObjectMeta>| -> Result<usize, Fault> {
             for meta in metas {
                 let Some(path) = self.relative(&meta.location).filter(|path| is_below(path, prefix)) else { continue };
                 if after.is_some_and(|after| path.as_str() <= after) {
@@ -329,23 +335,8 @@ impl Store {
             }
             Ok(found.len())
         };
-        self.pages(prefix, full, false, max, deadline, &mut take).await?;
+        self.pages(prefix, full, max, deadline, &mut take).await?;
         Ok(found)
-    }
-
-    /// The names of the first `max` folders right below the folder `prefix`, in order, each with `prefix` before it.
-    ///
-    /// # Errors
-    /// Any [`Fault`]; nothing is given of a list that breaks off.
-    pub async fn list_folders(&self, prefix: &str, max: usize, deadline: Instant) -> Result<Vec<String>, Fault> {
-        let mut found = std::collections::BTreeSet::new();
-        let mut take = |_: Vec<ObjectMeta>, folders: Vec<Path>| -> Result<usize, Fault> {
-            let names = folders.iter().filter_map(|path| self.relative(path)).filter(|path| is_below(path, prefix));
-            found.extend(names.take(max));
-            Ok(found.len())
-        };
-        self.pages(prefix, None, true, max, deadline, &mut take).await?;
-        Ok(found.into_iter().take(max).collect())
     }
 
     /// Page after page until `take` has seen `max`, or there are no more. Each page is tried again by itself.
@@ -353,13 +344,12 @@ impl Store {
         &self,
         prefix: &str,
         after: Option<Path>,
-        folders: bool,
         max: usize,
         deadline: Instant,
-        take: &mut (dyn FnMut(Vec<ObjectMeta>, Vec<Path>) -> Result<usize, Fault> + Send),
+        take: &mut (dyn FnMut(Vec<ObjectMeta>) -> Result<usize, Fault> + Send),
     ) -> Result<(), Fault> {
         let inner = &self.inner;
-        let mut question = Question { prefix: self.path(prefix, Op::List)?, after, folders, max, token: None };
+        let mut question = Question { prefix: self.path(prefix, Op::List)?, after, max, token: None };
         if max == 0 {
             return Ok(());
         }
@@ -367,7 +357,7 @@ impl Store {
             let ask = || inner.client.list(question.clone());
             let (page, ticket) = self.attempts(Op::List, deadline, inner.silence, ask).await?;
             ticket.settle(None);
-            let seen = take(page.objects, page.folders)?;
+            let seen = take(page.objects)?;
             match page.token {
                 Some(token) if seen < max => {
                     if question.token.as_ref() == Some(&token) {
@@ -390,7 +380,7 @@ impl Store {
         ask: impl Fn() -> BoxFuture<'s, Result<T, Fault>>,
     ) -> Result<(T, Ticket), Fault> {
         let inner = &self.inner;
-        inner.control.lock().unwrap_or_else(PoisonError::into_inner).budget.request();
+        self.control().budget.request();
         let mut last = None;
         let mut attempt = 0;
         loop {
@@ -420,7 +410,7 @@ impl Store {
     /// How long to wait before the next attempt; `None` where there is no time or no budget for one.
     fn retry_after(&self, fault: &Fault, attempt: u32, deadline: Instant) -> Option<Duration> {
         let inner = &self.inner;
-        let mut control = inner.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut control = self.control();
         let jitter = control.random.random();
         let delay = retry::delay(fault, attempt, jitter);
         if Instant::now() + delay >= deadline {

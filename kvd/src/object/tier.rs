@@ -17,7 +17,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use kvd_nixl::sys::{EventFd, MemoryExtent, Signal};
 use kvd_proto::{BlockHash, GroupKey, NamespaceDigest, Shard, TenantKey};
-use kvd_tiers::ladder::{Outcome, RemoteRecord};
+use kvd_tiers::ladder::{Outcome, RemoteRecord, Turns};
 use kvd_tiers::object::catalog::{Catalog, CatalogError, CatalogOptions};
 use kvd_tiers::object::{NodeName, Realm};
 use kvd_tiers::{MoveId, ObjectPlace, SlotEntry};
@@ -98,6 +98,8 @@ pub(crate) struct Asked {
 pub(crate) enum Event {
     /// Whether reads, and writes, are worth asking for.
     Up { reads: bool, writes: bool },
+    /// Who takes turns with this node in giving records to the tier.
+    Turns(Turns),
     /// The records of the blocks asked for, up to the first that is not known.
     Found { ticket: u64, records: Vec<RemoteRecord> },
 }

@@ -36,9 +36,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 /// Threads for the catalog's writes and a folder's files.
 const BLOCKING_THREADS: usize = 8;
+/// Threads for requests at most: one moves, decrypts and verifies a gigabyte or two a second.
+const REQUEST_THREADS_MAX: usize = 4;
 
 /// What came of an upload.
-type Uploaded = (Closed, Result<(), Fault>);
+type Uploaded = (Closed, Result<bool, Fault>);
+
+/// Requests have threads of their own beside the one that packs; an eighth of the machine is enough for them.
+fn request_threads() -> usize {
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cores / 8).clamp(1, REQUEST_THREADS_MAX)
+}
 
 /// Starts the thread. It ends when the channel of its orders closes and what it took is uploaded, or `patience` is over.
 pub(super) fn spawn(
@@ -46,8 +54,9 @@ pub(super) fn spawn(
     orders: mpsc::Receiver<Order>,
     patience: Duration,
 ) -> io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .worker_threads(request_threads())
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("kvd-object-io")
         .build()?;
@@ -286,18 +295,21 @@ impl Worker {
 
     fn uploaded(&mut self, (mut closed, result): Uploaded) {
         let counters = self.shared.counters();
-        let Err(fault) = result else {
-            counters.packs_put.add(1);
-            return self.packing.gone(&closed);
+        let fault = match result {
+            Ok(anything) => {
+                counters.packs_put.add(u64::from(anything));
+                return self.packing.gone(&closed);
+            }
+            Err(fault) => fault,
         };
         // One that was not even asked for says nothing about the pack.
         closed.failures += u32::from(fault != Fault::Open);
         let hopeless = !fault.is_transient() && fault != Fault::Open;
-        if self.purges.iter().any(|scope| scope.takes(&closed.index.realm)) {
+        if self.purges.iter().any(|scope| scope.takes(closed.realm())) {
             // Purged while it was on its way: it must not come after the purge.
             self.packing.gone(&closed);
         } else if hopeless || closed.failures >= UPLOAD_FAILURES_MAX {
-            let records = closed.index.entries.len() as u64;
+            let records = closed.records();
             tracing::warn!(%fault, records, "a pack cannot be uploaded and is given up");
             counters.packs_dropped.add(1);
             counters.records_dropped.add(records);
@@ -328,6 +340,7 @@ impl Worker {
         if late && !stopping {
             self.make_room();
         }
+        self.packing.rest(Instant::now());
     }
 
     /// Records that have waited for room for `patience` are given up, so that their slots are free; whether there was one.

@@ -9,7 +9,9 @@ use super::leases::LeaseKind;
 use super::nodes::{NO_OWNER, NOWHERE, NodeId, flag};
 use super::pins::Holder;
 use super::port::SlotTable;
+
 use super::state::{Flight, Ladder};
+use super::turns::TURNS;
 use crate::ids::{NvmeSlot, SegmentId, SlotId, ZoneId};
 use crate::policy::{Policy, Space};
 
@@ -298,7 +300,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let object = self.config.object.unwrap_or(ObjectConfig { remotes_max: 0, ..ObjectConfig::default() });
         assert!(self.remotes.len() <= object.remotes_max as usize);
         assert!(self.remotes.getting <= object.gets_max && self.remotes.putting <= object.puts_max);
-        assert!(self.remotes.uploads.len() <= object.queue_max as usize);
+        assert!(self.remotes.uploads.len() <= TURNS * object.queue_max as usize);
         for device in &self.nvme.devices {
             assert!(device.spilling <= self.config.spills_max);
             assert!(device.fetching <= self.config.fetches_max);

@@ -16,9 +16,11 @@ pub struct ObjectConfig {
     pub writes: bool,
     /// Records fetched from it at a time.
     pub gets_max: u32,
+    /// Bytes of them; a single one may have more.
+    pub get_bytes_max: u64,
     /// Records given to it at a time.
     pub puts_max: u32,
-    /// Records that wait to be given to it.
+    /// Records that wait to be given to it, in each turn.
     pub queue_max: u32,
     /// Nodes of records that lie only there.
     pub remotes_max: u32,
@@ -26,7 +28,14 @@ pub struct ObjectConfig {
 
 impl Default for ObjectConfig {
     fn default() -> Self {
-        Self { writes: true, gets_max: 64, puts_max: 32, queue_max: 4096, remotes_max: 65_536 }
+        Self {
+            writes: true,
+            gets_max: 64,
+            get_bytes_max: 128 << 20,
+            puts_max: 32,
+            queue_max: 1 << 16,
+            remotes_max: 65_536,
+        }
     }
 }
 
@@ -106,7 +115,7 @@ impl LadderConfig {
             orphans_max: 4096,
             orphan_wait: Duration::from_secs(10),
             ghosts: 1 << 16,
-            spill_queue_max: 4096,
+            spill_queue_max: 1 << 16,
             spills_max: 32,
             fetches_max: 16,
             vacates_max: 64,

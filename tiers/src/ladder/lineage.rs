@@ -90,7 +90,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             None => node.position == 0 && !node.has(flag::LOOSE),
         };
         if ready {
-            self.attach(id);
+            self.attach(id, now);
             return;
         }
         if self.orphans.len() >= self.config.orphans_max as usize {
@@ -102,14 +102,14 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     }
 
     /// Attaches `id` and every resident node below it. Only nodes that waited are visited, and their children.
-    fn attach(&mut self, id: NodeId) {
+    fn attach(&mut self, id: NodeId, now: Time) {
         debug_assert!(self.attaching.is_empty());
         self.nodes[id].set(flag::ATTACHED);
         self.attaching.push(id);
         while let Some(at) = self.attaching.pop() {
             // Those that waited were passed over when their turn to be spilled came.
             self.want_spill(at);
-            self.want_upload(at);
+            self.want_upload(at, now);
             let mut child = self.nodes[at].first_child;
             while let Some(id) = child.get() {
                 let node = &mut self.nodes[id];

@@ -4,20 +4,21 @@
 //! nodes: children of what is here, bounded in number, in the closure like any other, and forgotten as soon as nobody holds
 //! them. One that lands in the arena is remote no longer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kvd_proto::{MissReason, Tier, Time};
 
+use super::config::ObjectConfig;
 use super::gate::{Edge, Gate};
 use super::guards::FillingSlot;
 use super::lanes::{HashSource, key_of};
-use super::moves::{Matched, Move, Outcome};
+use super::moves::{Matched, Move};
 use super::nodes::{NodeId, flag};
-use super::pins::Holder;
 use super::port::SlotTable;
 use super::state::{Flight, Ladder};
-use crate::ids::{ClientSlot, ObjectPlace, SlotId, SlotState, ViewId, newer};
+use super::uploads::Uploads;
+use crate::ids::{ClientSlot, ObjectPlace, SlotState, ViewId, newer};
 use crate::policy::Policy;
 
 /// After so long without a fetch the tier counts as not measured: else one bad hour would keep it unused for ever.
@@ -52,9 +53,10 @@ pub(super) struct Remotes {
     pub(super) takes: bool,
     /// Where the remote nodes lie.
     places: BTreeMap<NodeId, ObjectPlace>,
-    /// Records that wait to be given to the tier, oldest first.
-    pub(super) uploads: VecDeque<(NodeId, u32)>,
+    /// Records that wait to be given to the tier.
+    pub(super) uploads: Uploads,
     pub(super) getting: u32,
+    getting_bytes: u64,
     pub(super) putting: u32,
     pub(super) reads: Edge,
     /// When a fetch last landed.
@@ -70,10 +72,11 @@ impl Remotes {
     }
 
     /// Whether a fetch may start.
-    pub(super) fn may_get(&mut self, gets_max: u32) -> bool {
-        if self.getting >= gets_max {
+    pub(super) fn may_get(&mut self, object: ObjectConfig) -> bool {
+        let ObjectConfig { gets_max, get_bytes_max, .. } = object;
+        if self.getting >= gets_max || self.getting_bytes >= get_bytes_max {
             self.refilling = false;
-        } else if self.getting <= gets_max / 2 {
+        } else if self.getting <= gets_max / 2 && self.getting_bytes <= get_bytes_max / 2 {
             self.refilling = true;
         }
         self.refilling
@@ -82,6 +85,7 @@ impl Remotes {
     /// A fetch ended; `moved` is 0 for one that brought nothing, which says nothing about the next.
     pub(super) fn got(&mut self, bytes: u64, moved: u64, took: Duration, now: Time) {
         self.getting -= 1;
+        self.getting_bytes -= bytes;
         if moved > 0 {
             self.reads.ended(bytes, moved, took, now);
             self.measured = now;
@@ -104,8 +108,7 @@ impl Remotes {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.places.len() * 2 * size_of::<(NodeId, ObjectPlace)>()
-            + self.uploads.capacity() * size_of::<(NodeId, u32)>()
+        self.places.len() * 2 * size_of::<(NodeId, ObjectPlace)>() + self.uploads.memory_bytes()
     }
 }
 
@@ -158,11 +161,6 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let count = self.prefetch(client, view, hashes, now);
         tip.into_iter().for_each(|tip| self.unhold(tip));
         count
-    }
-
-    /// Whether everything that was to be given to the object tier has been, as far as it takes anything.
-    pub fn uploads_done(&self) -> bool {
-        self.remotes.putting == 0 && (self.remotes.uploads.is_empty() || !self.remotes.takes)
     }
 
     fn remotes_that_pay(&self, view: ViewId, count: usize, now: Time) -> usize {
@@ -259,8 +257,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub(super) fn get(&mut self, id: NodeId, to: FillingSlot, now: Time) {
         let from = self.remotes.place(id).expect("a remote node has a place");
         self.hold(id);
+        let slot_bytes = u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes);
         self.remotes.getting += 1;
-        self.remotes.reads.started(u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes), now);
+        self.remotes.getting_bytes += slot_bytes;
+        self.remotes.reads.started(slot_bytes, now);
         let slot = to.slot();
         let expect = self.entry(id, SlotState::Resident);
         let move_id = self.start(Flight::Get { node: id, from, to });
@@ -277,59 +277,6 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.hold(id);
         self.clear_remote(id);
         self.vanished(id, reason);
-        self.unhold(id);
-    }
-
-    /// The record shall be given to the object tier when its turn comes. Of more than may wait the oldest goes.
-    pub(super) fn want_upload(&mut self, id: NodeId) {
-        let Some(object) = self.config.object.filter(|object| object.writes) else { return };
-        let node = &mut self.nodes[id];
-        if !node.has(flag::DRAM_READY | flag::ATTACHED) || node.has(flag::UPLOADED) || self.work.restoring {
-            return;
-        }
-        node.set(flag::UPLOADED);
-        let generation = node.generation;
-        if self.remotes.uploads.len() >= object.queue_max as usize {
-            self.remotes.uploads.pop_front();
-            self.counters.uploads_dropped += 1;
-        }
-        self.remotes.uploads.push_back((id, generation));
-    }
-
-    /// Gives the tier as many records as it takes at a time.
-    pub(super) fn work_uploads(&mut self) {
-        let Some(object) = self.config.object else { return };
-        while self.remotes.takes && self.remotes.putting < object.puts_max {
-            let Some((id, generation)) = self.remotes.uploads.pop_front() else { return };
-            let here = self.nodes.live(id.0).filter(|id| {
-                let node = &self.nodes[*id];
-                node.generation == generation && node.has(flag::DRAM_READY | flag::ATTACHED)
-            });
-            let Some(id) = here else {
-                self.counters.uploads_dropped += 1;
-                continue;
-            };
-            let from = self.dram_slot(id).expect("a published copy has a slot");
-            self.hold(id);
-            self.pin_slot(from, Holder::Move);
-            self.remotes.putting += 1;
-            let entry = self.entry(id, SlotState::Resident);
-            let move_id = self.start(Flight::Put { node: id, from });
-            self.moves.push_back(Move::Put { id: move_id, from, entry });
-        }
-    }
-
-    pub(super) fn put_ended(&mut self, id: NodeId, from: SlotId, outcome: Outcome) {
-        self.remotes.putting -= 1;
-        let current = self.nodes[id].has(flag::DRAM_READY) && self.nodes[id].dram == from.raw();
-        self.unpin_slot(from, Holder::Move);
-        match outcome {
-            Outcome::Done { bytes: 0, .. } => self.counters.uploads_known += 1,
-            Outcome::Done { .. } => self.counters.uploaded += 1,
-            Outcome::Corrupt if current => self.quarantine_dram(id),
-            Outcome::Corrupt => {}
-            Outcome::Missing | Outcome::Failed(_) => self.counters.uploads_dropped += 1,
-        }
         self.unhold(id);
     }
 

@@ -147,7 +147,7 @@ pub struct DeviceStats {
 }
 
 /// The object tier as the ladder sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ObjectStats {
     /// Requests are worth making.
     pub up: bool,

@@ -7,4 +7,5 @@ mod random;
 mod remote;
 mod restart;
 mod tiers;
+mod turns;
 mod world;

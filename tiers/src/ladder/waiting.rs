@@ -16,7 +16,7 @@ use crate::policy::Policy;
 /// Waiting loads that are looked at when a fetch makes room for the next.
 const FED_PER_CALL: usize = 16;
 /// Blocks that one load plans ahead of the one it waits for.
-const AHEAD_MAX: u32 = 64;
+const AHEAD_MAX: u32 = 256;
 
 /// Who waits for a load. A prefetch has nobody.
 #[derive(Debug, Clone, Copy)]
@@ -163,7 +163,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let from = self.nvme_slot(id).filter(|_| !remote);
         let busy = match from {
             Some(from) => self.nvme.device(from.device()).fetching >= self.config.fetches_max,
-            None => self.config.object.is_none_or(|object| !self.remotes.may_get(object.gets_max)),
+            None => self.config.object.is_none_or(|object| !self.remotes.may_get(object)),
         };
         if busy {
             return Fetch::Busy;

@@ -134,7 +134,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         self.work_vacates();
         self.work_spills((self.config.work_per_call / 4).max(1), now);
         self.work_vacates();
-        self.work_uploads();
+        self.work_uploads(now);
         self.feed(now);
     }
 
@@ -192,7 +192,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let orphan = self.orphans.front().map(|(until, _, _)| *until);
         let devices = self.nvme.devices.iter().filter_map(|device| device.breaker.timeout()).min();
         let scrub = (self.work.scrubbing && !self.scrub_waits()).then_some(self.work.scrub_next);
-        [idle, orphan, devices, scrub, self.work.memory_retry].into_iter().fold(self.loads.deadline(), earliest)
+        [idle, orphan, devices, scrub, self.work.memory_retry, self.next_turn()]
+            .into_iter()
+            .fold(self.loads.deadline(), earliest)
     }
 
     /// Work is left that needs nothing but calls.

@@ -9,6 +9,8 @@ pub const PACKS_PREFIX: &str = "packs/";
 pub const INDEX_PREFIX: &str = "index/";
 /// Below it lies who collects.
 pub const COLLECTOR_PREFIX: &str = "collector/";
+/// Below it lies who writes.
+pub const NODES_PREFIX: &str = "nodes/";
 
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
@@ -116,6 +118,28 @@ impl IndexName {
     }
 }
 
+/// The name of an object by which a node says that it writes to the store; all is said by the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PresenceName {
+    /// Who writes.
+    pub node: NodeName,
+    /// Tells this saying of it from earlier ones.
+    pub seq: u64,
+}
+
+impl PresenceName {
+    /// Where the object lies, relative to the prefix of the bucket: `nodes/<node>-<seq>`.
+    pub fn path(&self) -> String {
+        format!("{NODES_PREFIX}{}-{:016x}", self.node, self.seq)
+    }
+
+    /// The exact inverse of [`PresenceName::path`].
+    pub fn parse(path: &str) -> Option<Self> {
+        let (node, seq) = path.strip_prefix(NODES_PREFIX)?.split_once('-')?;
+        Some(Self { node: NodeName::parse(node)?, seq: digits(seq).map(u64::from_be_bytes)? })
+    }
+}
+
 /// Exactly `2 * N` lower-case hexadecimal digits, as bytes.
 fn digits<const N: usize>(text: &str) -> Option<[u8; N]> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
@@ -200,6 +224,12 @@ mod tests {
         assert_eq!(node_prefix(node), folder);
         assert_eq!(name.path(), format!("{folder}000000000000001f-a0a1a2a3a4a5a6a7a8a9aaabacadaeaf"));
         assert_eq!(IndexName::after(node, 0x1f), format!("{folder}000000000000001f."));
+        let presence = PresenceName { node, seq: 0x1f };
+        assert_eq!(presence.path(), "nodes/0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b-000000000000001f");
+        assert_eq!(PresenceName::parse(&presence.path()), Some(presence));
+        for path in ["nodes/", "nodes/0b-1f", "index/0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b-000000000000001f"] {
+            assert_eq!(PresenceName::parse(path), None, "{path}");
+        }
     }
 
     #[test]

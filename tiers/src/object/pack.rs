@@ -90,42 +90,41 @@ impl Pushed {
 
 /// Why a record did not go into a pack. The pack is as it was before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PushError<E> {
+pub enum PushError {
     /// It goes into the next one.
     #[error("the pack has no room for the record")]
     Full,
     /// The same shard of the same block is there.
     #[error("the pack holds the record already")]
     Present,
-    /// No record has such sizes.
-    #[error("a record of {record_bytes} bytes with {payload_bytes} bytes of payload does not exist")]
+    /// No record has such sizes, or these are not its bytes.
+    #[error("{bytes} bytes are not a record of {record_bytes} bytes with {payload_bytes} bytes of payload")]
     Sizes {
+        /// Bytes that were given.
+        bytes: usize,
         /// Bytes of the record.
         record_bytes: u32,
         /// Bytes of its payload.
         payload_bytes: u32,
     },
-    /// Whoever was to fill in the bytes found them wanting.
-    #[error("the record cannot be packed: {0}")]
-    Record(E),
 }
 
 /// A pack that takes records until it is closed.
 ///
-/// Each record has memory of its own: closing puts them in order without moving a byte.
+/// Each record comes in memory of its own, an `R`: closing puts them in order without moving a byte.
 #[derive(Debug)]
-pub struct PackBuilder {
+pub struct PackBuilder<R> {
     name: PackName,
     node: NodeName,
     realm: Realm,
     limit_bytes: u64,
     bytes: u64,
     pushed: Vec<Pushed>,
-    records: Vec<Vec<u8>>,
+    records: Vec<R>,
     present: HashSet<(BlockKey, Shard)>,
 }
 
-impl PackBuilder {
+impl<R: AsRef<[u8]>> PackBuilder<R> {
     /// An empty pack that is full once its records have `limit_bytes`, and never holds more than [`PACK_BYTES_MAX`] or
     /// [`ENTRIES_MAX`] of them. One record finds room under any limit: else it could never be kept.
     pub fn new(name: PackName, node: NodeName, realm: Realm, limit_bytes: u64) -> Self {
@@ -140,15 +139,12 @@ impl PackBuilder {
         self.is_empty() || self.len() < ENTRIES_MAX && bytes <= self.limit_bytes
     }
 
-    /// Adds a record. `fill` is given `record_bytes` of zeros to write it into; what it refuses is not added.
-    pub fn push<E>(
-        &mut self,
-        entry: Pushed,
-        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
-    ) -> Result<(), PushError<E>> {
+    /// Adds a record, whole and verified.
+    pub fn push(&mut self, entry: Pushed, record: R) -> Result<(), PushError> {
         let (record_bytes, payload_bytes) = (entry.record_bytes, entry.payload_bytes);
-        if !record_fits(record_bytes, payload_bytes) {
-            return Err(PushError::Sizes { record_bytes, payload_bytes });
+        let bytes = record.as_ref().len();
+        if !record_fits(record_bytes, payload_bytes) || bytes != record_bytes as usize {
+            return Err(PushError::Sizes { bytes, record_bytes, payload_bytes });
         }
         if self.contains(&entry.key, &entry.shard) {
             return Err(PushError::Present);
@@ -156,8 +152,6 @@ impl PackBuilder {
         if !self.room_for(record_bytes) {
             return Err(PushError::Full);
         }
-        let mut record = vec![0; record_bytes as usize];
-        fill(&mut record).map_err(PushError::Record)?;
         self.bytes += u64::from(record_bytes);
         self.present.insert((entry.key, entry.shard.clone()));
         self.pushed.push(entry);
@@ -187,38 +181,58 @@ impl PackBuilder {
 
     /// Closes the pack: records in chain order, then the index, then the trailer. `created_ms` is milliseconds since
     /// 1970. `None` if nothing was put in: there is no empty pack.
-    pub fn finish(mut self, created_ms: u64) -> Option<SealedPack> {
-        if self.is_empty() {
-            return None;
-        }
-        let mut entries = Vec::with_capacity(self.pushed.len());
-        let mut parts = Vec::with_capacity(self.pushed.len() + 1);
-        let mut offset = 0;
-        for from in in_chains(&self.pushed) {
-            let entry = self.pushed[from].clone().at(offset);
-            offset += entry.record_bytes;
-            entries.push(entry);
-            parts.push(std::mem::take(&mut self.records[from]));
-        }
-        let Self { name: pack, node, realm, bytes: records_bytes, .. } = self;
+    pub fn finish(self, created_ms: u64) -> Option<SealedPack<R>> {
+        let Self { name: pack, node, realm, bytes: records_bytes, pushed, records, .. } = self;
+        let order = in_chains(&pushed);
+        let mut left: Vec<_> = pushed.into_iter().zip(records).map(Some).collect();
+        let lying = order.into_iter().filter_map(|from| left[from].take());
+        let (entries, records) = placed(lying.map(|(pushed, record)| (pushed.at(0), record)));
         let index = PackIndex { pack, node, realm, created_ms, records_bytes, entries };
-        let index_bytes = index.encode();
-        let end = trailer(u32::try_from(index_bytes.len()).expect("an index has at most INDEX_BYTES_MAX"));
-        parts.push([&index_bytes[..], &end].concat());
-        let bytes = index.pack_bytes();
-        Some(SealedPack { index, index_bytes, parts, bytes })
+        (!records.is_empty()).then(|| SealedPack::new(index, records))
     }
 }
 
-/// A pack that is ready to be written.
+/// Gives records, in the order in which they shall lie, their places one behind the other.
+fn placed<R>(records: impl Iterator<Item = (PackEntry, R)>) -> (Vec<PackEntry>, Vec<R>) {
+    let mut offset = 0;
+    let place = |(entry, record): (PackEntry, R)| {
+        let entry = PackEntry { offset, ..entry };
+        offset += entry.record_bytes;
+        (entry, record)
+    };
+    records.map(place).unzip()
+}
+
+/// A pack that is ready to be written: each record, then `tail`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SealedPack {
+pub struct SealedPack<R> {
     /// What lies where in it.
     pub index: PackIndex,
     /// The index as bytes: the index object.
     pub index_bytes: Vec<u8>,
-    /// The pack object, piece by piece: each record, then index and trailer.
-    pub parts: Vec<Vec<u8>>,
-    /// Bytes of all parts together.
+    /// The records, as they lie in the pack object.
+    pub records: Vec<R>,
+    /// What comes behind them: index and trailer.
+    pub tail: Vec<u8>,
+    /// Bytes of the pack object.
     pub bytes: u64,
+}
+
+impl<R> SealedPack<R> {
+    fn new(index: PackIndex, records: Vec<R>) -> Self {
+        let index_bytes = index.encode();
+        let end = trailer(u32::try_from(index_bytes.len()).expect("an index has at most INDEX_BYTES_MAX"));
+        let tail = [&index_bytes[..], &end].concat();
+        let bytes = index.pack_bytes();
+        Self { index, index_bytes, records, tail, bytes }
+    }
+
+    /// The same pack without some of its records, given by their places; `None` if nothing is left of it.
+    pub fn without(self, left_out: &HashSet<usize>) -> Option<Self> {
+        let Self { index, records, .. } = self;
+        let all = index.entries.into_iter().zip(records).enumerate();
+        let (entries, records) = placed(all.filter(|(at, _)| !left_out.contains(at)).map(|(_, kept)| kept));
+        let records_bytes = entries.last().map_or(0, |last| u64::from(last.offset) + u64::from(last.record_bytes));
+        (!records.is_empty()).then(|| Self::new(PackIndex { records_bytes, entries, ..index }, records))
+    }
 }

@@ -1,9 +1,10 @@
-//! What crashes left behind: packs without an index object, and objects of checks that did not come to their end.
+//! What crashes left behind: packs without an index object, objects of checks that did not come to their end, and what nodes
+//! said that are no more.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use kvd_tiers::object::{PACKS_PREFIX, PackName, pack_path, parse_pack_path};
+use kvd_tiers::object::{NODES_PREFIX, PACKS_PREFIX, PackName, pack_path, parse_pack_path};
 
 use crate::object::listing::Asking;
 use crate::object::store::{CANARY_PREFIX, Fault};
@@ -60,14 +61,16 @@ pub(crate) async fn collect(
             break;
         }
     }
-    let mut canaries = asking.pages(CANARY_PREFIX);
-    while let Some(page) = canaries.next().await? {
-        for object in page.into_iter().filter(|object| old(object.modified)) {
-            if left.others.len() < DELETED_MAX {
-                if delete {
-                    asking.store.delete(&object.path, asking.deadline()).await?;
+    for prefix in [CANARY_PREFIX, NODES_PREFIX] {
+        let mut others = asking.pages(prefix);
+        while let Some(page) = others.next().await? {
+            for object in page.into_iter().filter(|object| old(object.modified)) {
+                if left.others.len() < DELETED_MAX {
+                    if delete {
+                        asking.store.delete(&object.path, asking.deadline()).await?;
+                    }
+                    left.others.push(object.path);
                 }
-                left.others.push(object.path);
             }
         }
     }

@@ -1,7 +1,6 @@
 //! Goal: of what lies in a store exactly that goes which is to go, and of two collectors one collects.
 //! Method: nodes without threads that share a folder, whose files are made as old as need be.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::path::Path;
 
@@ -85,9 +84,9 @@ async fn store(shared: &Shared, number: u8, realm: Realm, created_ms: u64) -> In
         payload_bytes: 100,
         meta_checksum: 7,
     };
-    builder.push(pushed, |_| Ok::<(), Infallible>(())).expect("room");
+    builder.push(pushed, Bytes::from(vec![0; 8192])).expect("room");
     let pack = builder.finish(created_ms).expect("a record");
-    let parts = pack.parts.into_iter().map(Bytes::from).collect();
+    let parts = pack.records.into_iter().chain([pack.tail.into()]).collect();
     let deadline = shared.asking().deadline();
     shared.store.put_new(&pack_path(pack.index.pack), parts, deadline).await.expect("put");
     let name = IndexName { node: shared.node, seq: u64::from(number), pack: pack.index.pack };

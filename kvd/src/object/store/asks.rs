@@ -58,7 +58,6 @@ pub(super) struct Opened {
 /// A part of a list.
 pub(super) struct Page {
     pub(super) objects: Vec<ObjectMeta>,
-    pub(super) folders: Vec<Path>,
     /// What to ask with for more; `None` at the end.
     pub(super) token: Option<String>,
 }
@@ -69,8 +68,6 @@ pub(super) struct Question {
     pub(super) prefix: Path,
     /// Only names after this one.
     pub(super) after: Option<Path>,
-    /// Folders right below the prefix, instead of all objects below it.
-    pub(super) folders: bool,
     pub(super) max: usize,
     pub(super) token: Option<String>,
 }
@@ -146,7 +143,6 @@ impl Client {
                 Client::Bucket { pages, .. } => {
                     let options = PaginatedListOptions {
                         offset: question.after.as_ref().map(|path| path.to_string()),
-                        delimiter: question.folders.then_some("/".into()),
                         max_keys: Some(question.max.clamp(1, PAGE_MAX)),
                         page_token: question.token,
                         ..PaginatedListOptions::default()
@@ -154,22 +150,15 @@ impl Client {
                     let prefix = (!question.prefix.is_root()).then(|| format!("{}/", question.prefix));
                     let page = pages.0.list_paginated(prefix.as_deref(), options).await;
                     let page = page.map_err(|error| Fault::of(&error, Op::List))?;
-                    let (objects, folders) = (page.result.objects, page.result.common_prefixes);
-                    Ok(Page { objects, folders, token: page.page_token })
+                    Ok(Page { objects: page.result.objects, token: page.page_token })
                 }
                 Client::Folder { store, .. } => {
                     self.folder_stands().await?;
-                    if question.folders {
-                        let all = store.list_with_delimiter(Some(&question.prefix)).await;
-                        let mut folders = all.map_err(|error| Fault::of(&error, Op::List))?.common_prefixes;
-                        folders.truncate(question.max);
-                        return Ok(Page { objects: Vec::new(), folders, token: None });
-                    }
                     let listed = match &question.after {
                         Some(after) => store.list_with_offset(Some(&question.prefix), after),
                         None => store.list(Some(&question.prefix)),
                     };
-                    Ok(Page { objects: smallest(listed, question.max).await?, folders: Vec::new(), token: None })
+                    Ok(Page { objects: smallest(listed, question.max).await?, token: None })
                 }
             }
         })

@@ -60,6 +60,8 @@ pub struct StoreCounters {
     pub retries: Count,
     /// Requests that were not made again because retries have a budget.
     pub retries_saved: Count,
+    /// Reads that were asked for a second time because their answer was late.
+    pub hedges: Count,
 }
 
 impl StoreCounters {
@@ -103,6 +105,8 @@ pub struct Speed {
 
 /// Requests that the percentile looks back on.
 const WINDOW: usize = 256;
+/// Requests by which a percentile is told.
+const TELLING: usize = 32;
 /// Weight of the youngest in a mean: it forgets half of the past in five requests.
 const WEIGHT: f64 = 1.0 / 8.0;
 /// Smaller bodies measure the latency of a packet.
@@ -134,6 +138,12 @@ impl Estimator {
             learned.window[next] = took;
         }
         learned.next = (learned.next + 1) % WINDOW;
+    }
+
+    /// What 95 of 100 requests took less than, once there were enough of them to tell.
+    pub(super) fn slow(&self) -> Option<Duration> {
+        let enough = self.inner.lock().unwrap_or_else(PoisonError::into_inner).window.len() >= TELLING;
+        self.speed().first_byte_p95.filter(|_| enough)
     }
 
     pub(super) fn body(&self, bytes: u64, took: Duration) {

@@ -126,15 +126,11 @@ async fn conformance(store: &Store) {
     assert_eq!(names("index", Some("index/n1/02"), 9).await, ["index/n1/03", "index/n2/01"]);
     assert_eq!(names("none", None, 9).await, [""; 0]);
     assert_eq!(names("", None, 99).await.len(), 7);
-    let folders = |prefix, max| store.list_folders(prefix, max, soon());
-    assert_eq!(folders("index", 9).await.as_deref(), Ok(&["index/n1", "index/n1-b", "index/n2"].map(String::from)[..]));
-    assert_eq!(folders("index", 2).await.map(|found| found.len()), Ok(2));
-    assert_eq!(folders("", 9).await.as_deref(), Ok(&["index", "indexes", "packs"].map(String::from)[..]));
 
     assert_eq!(store.delete("packs/ab/1", soon()).await, Ok(()));
     assert_eq!(store.delete("packs/ab/1", soon()).await, Ok(()));
     assert_eq!(store.get("packs/ab/1", 99, soon()).await, Err(Fault::NotFound));
-    assert_eq!(folders("", 9).await.as_deref(), Ok(&["index", "indexes"].map(String::from)[..]));
+    assert_eq!(names("packs", None, 9).await, [""; 0]);
 
     let past = Instant::now();
     assert_eq!(store.get("index/n2/01", 9, past).await, Err(Fault::Timeout));
@@ -142,7 +138,7 @@ async fn conformance(store: &Store) {
     assert_eq!(store.probe(soon()).await.map(|probe| probe.written), Ok(true));
     assert_eq!(names("canary", None, 9).await, [""; 0], "nothing is left of the check");
     let done: u64 = Op::ALL.iter().map(|op| store.counters().done(*op)).sum();
-    assert!(done > 30 && store.counters().retries.get() == 0);
+    assert!(done > 25 && store.counters().retries.get() == 0);
     assert!(store.counters().faults(Op::Get, &Fault::NotFound) >= 3);
 }
 
@@ -269,6 +265,33 @@ fn a_body_that_breaks_off_gives_what_came_and_then_its_fault() {
         fake.then([Trouble::Cut, Trouble::SilenceWithin, Trouble::ResetWithin]);
         assert_eq!(store.get("packs/ab/1", 99, soon()).await.as_deref(), Ok(&b"0123456789abcdef"[..]));
         assert!(store.counters().retries.get() >= 3);
+    });
+}
+
+#[test]
+fn a_read_that_is_slow_is_asked_for_twice_within_the_budget() {
+    run(async {
+        let fake = FakeS3::start().await;
+        let store = open(&ObjectOptions { requests_max: 128, ..s3_options(&fake) });
+        store.put_new("packs/ab/1", parts(&["0123456789abcdef"]), soon()).await.expect("written");
+        for _ in 0..40 {
+            read_range(&store, "packs/ab/1", 0..16).await.expect("read");
+        }
+        let hedges = || store.counters().hedges.get();
+        let before = hedges();
+        // The first is never answered: without the second, the read would end with a fault after the store's silence.
+        fake.then([Trouble::Silence]);
+        assert_eq!(read_range(&store, "packs/ab/1", 2..4).await.as_deref(), Ok(&b"23"[..]));
+        assert_eq!((hedges(), store.counters().faults(Op::Get, &Fault::Stalled(PATIENCE))), (before + 1, 0));
+        // What is not there is not asked for again and again.
+        assert_eq!(read_range(&store, "packs/ab/2", 0..1).await, Err(Fault::NotFound));
+        // A store that answers nobody is not asked more than its budget has for it.
+        fake.always(Some(Trouble::Silence));
+        let deadline = Instant::now() + 2 * SILENCE;
+        let reads = (0..40).map(|_| store.get_range("packs/ab/1", 0..16, deadline));
+        assert!(futures_util::future::join_all(reads).await.iter().all(Result::is_err));
+        let more = hedges() - before - 1;
+        assert!((1..=15).contains(&more), "{more} of 40: ten at once, and a tenth of the requests");
     });
 }
 
@@ -524,7 +547,6 @@ fn a_request_may_go_to_another_thread() {
     goes(store.get_range("a", 0..1, soon()));
     goes(read_range(&store, "a", 0..1));
     goes(store.list("a", None, 1, soon()));
-    goes(store.list_folders("a", 1, soon()));
     goes(store.probe(soon()));
     goes(store);
 }

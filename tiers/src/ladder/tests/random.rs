@@ -12,7 +12,10 @@ use rand::{Rng, SeedableRng};
 
 use super::world::{Kind, World, client, hash, instance, kind};
 use crate::ids::{LeaseId, SlotState, ViewId};
-use crate::ladder::{Counters, DeviceConfig, DeviceFault, LadderConfig, LoadState, ObjectConfig, Outcome, Purge};
+use crate::ladder::{
+    Counters, DeviceConfig, DeviceFault, LadderConfig, LoadState, ObjectConfig, Outcome, Purge, Turns,
+};
+use crate::object::NodeName;
 use crate::{DeviceId, NvmeSlot, SegmentId};
 
 const CLIENTS: u8 = 4;
@@ -59,7 +62,8 @@ fn config(random: &mut SmallRng) -> LadderConfig {
         gate: random.random_bool(0.5),
         object: random.random_bool(0.7).then(|| ObjectConfig {
             writes: random.random_bool(0.9),
-            gets_max: 2,
+            gets_max: random.random_range(1..4),
+            get_bytes_max: random.random_range(1..3) << 20,
             puts_max: 2,
             queue_max: 4,
             remotes_max: random.random_range(1..12),
@@ -326,6 +330,9 @@ impl Play {
             11 => {
                 self.object_up ^= true;
                 ladder.set_object_up(self.object_up, self.random.random_bool(0.5), now);
+                let others = (0..self.random.random_range(0..4)).map(|node| NodeName::new([node; 16]));
+                let turns = Turns::new(NodeName::new([9; 16]), others, Duration::from_millis(20));
+                ladder.set_object_turns(turns, now);
             }
             0 => assert!(ladder.pin(&key, true) < 3),
             1 | 2 => assert!(ladder.pin(&key, false) < 3),

@@ -121,3 +121,17 @@ fn reads_start_in_bursts() {
     assert!(most.iter().all(|started| *started == 2), "{most:?}");
     assert_eq!(world.ladder.counters().got, 16);
 }
+
+#[test]
+fn reads_are_bounded_by_their_bytes_as_well() {
+    let object = ObjectConfig { get_bytes_max: 24 << 20, ..ObjectConfig::default() };
+    let devices = vec![DeviceConfig { zones: 2 }];
+    let mut world = World::new(LadderConfig { object: Some(object), ..LadderConfig::new(4, devices) });
+    let (kind, view, hashes) = lost_but_uploaded(&mut world, 16);
+    let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
+    world.load(0, lease, 0..16, Duration::from_secs(60), 7);
+    let gets = world.moves.values().filter(|found| matches!(found, Move::Get { .. })).count();
+    assert_eq!(gets, 3, "of 8 MiB each");
+    world.run();
+    assert_eq!(world.ladder.counters().got, 16);
+}

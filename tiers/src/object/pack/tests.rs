@@ -1,7 +1,6 @@
 //! What goes into a pack comes out once, in chain order; what is refused leaves no trace.
 
 use std::collections::{HashMap, HashSet};
-use std::convert::Infallible;
 
 use kvd_proto::Interleave;
 use proptest::prelude::*;
@@ -11,7 +10,7 @@ use crate::object::names::{NodeName, PackName, Realm};
 
 const RECORD_BYTES: u32 = 8192;
 
-fn builder(limit_bytes: u64) -> PackBuilder {
+fn builder(limit_bytes: u64) -> PackBuilder<Vec<u8>> {
     let realm = Realm { tenant: [3; 16], namespace: [4; 16] };
     PackBuilder::new(PackName::new([1; 16]), NodeName::new([2; 16]), realm, limit_bytes)
 }
@@ -36,17 +35,17 @@ fn pushed(number: u32, parent: Option<u32>) -> Pushed {
     }
 }
 
-/// Fills the record with its number, so that it is known again wherever it lies.
-fn push(builder: &mut PackBuilder, entry: Pushed) -> Result<(), PushError<Infallible>> {
-    let number = entry.generation;
-    builder.push(entry, |bytes| {
-        assert!(bytes.iter().all(|byte| *byte == 0), "memory is clean");
-        bytes.as_chunks_mut::<4>().0.iter_mut().for_each(|word| *word = number.to_le_bytes());
-        Ok(())
-    })
+/// A record that holds its number all over, so that it is known again wherever it lies.
+fn bytes_of(number: u32) -> Vec<u8> {
+    number.to_le_bytes().repeat(RECORD_BYTES as usize / 4)
 }
 
-fn self_check(builder: &PackBuilder) {
+fn push(builder: &mut PackBuilder<Vec<u8>>, entry: Pushed) -> Result<(), PushError> {
+    let number = entry.generation;
+    builder.push(entry, bytes_of(number))
+}
+
+fn self_check(builder: &PackBuilder<Vec<u8>>) {
     let bytes: u64 = builder.pushed.iter().map(|entry| u64::from(entry.record_bytes)).sum();
     assert_eq!(builder.bytes(), bytes);
     assert_eq!(builder.records.len(), builder.len());
@@ -58,11 +57,18 @@ fn self_check(builder: &PackBuilder) {
 }
 
 /// The numbers of the records in the order in which they lie, after everything about the pack was looked at.
-fn order(builder: PackBuilder) -> Vec<u32> {
+fn order(builder: PackBuilder<Vec<u8>>) -> Vec<u32> {
     self_check(&builder);
     let expected: Vec<Pushed> = builder.pushed.clone();
-    let sealed = builder.finish(77).unwrap();
-    let object = sealed.parts.concat();
+    let numbers = numbers(&builder.finish(77).unwrap(), &expected);
+    let distinct: HashSet<u32> = numbers.iter().copied().collect();
+    assert_eq!((numbers.len(), distinct.len()), (expected.len(), expected.len()));
+    numbers
+}
+
+/// The same of a pack that holds some of what was put in.
+fn numbers(sealed: &SealedPack<Vec<u8>>, pushed: &[Pushed]) -> Vec<u32> {
+    let object = [sealed.records.concat(), sealed.tail.clone()].concat();
     assert_eq!(object.len() as u64, sealed.bytes);
     assert_eq!(sealed.bytes, sealed.index.pack_bytes());
     let (rest, end) = object.split_last_chunk::<TRAILER_BYTES>().unwrap();
@@ -71,16 +77,13 @@ fn order(builder: PackBuilder) -> Vec<u32> {
     let index = PackIndex::decode(index).unwrap();
     assert_eq!((index.records_bytes, index.created_ms), (records.len() as u64, 77));
     assert_eq!(index, sealed.index);
-    let by_number: HashMap<u32, &Pushed> = expected.iter().map(|entry| (entry.generation, entry)).collect();
+    let by_number: HashMap<u32, &Pushed> = pushed.iter().map(|entry| (entry.generation, entry)).collect();
     for entry in &index.entries {
         assert_eq!(*entry, by_number[&entry.generation].clone().at(entry.offset));
         let record = &records[entry.offset as usize..][..entry.record_bytes as usize];
-        assert!(record.as_chunks::<4>().0.iter().all(|word| *word == entry.generation.to_le_bytes()));
+        assert_eq!(record, bytes_of(entry.generation));
     }
-    let numbers: Vec<u32> = index.entries.iter().map(|entry| entry.generation).collect();
-    let distinct: HashSet<u32> = numbers.iter().copied().collect();
-    assert_eq!((numbers.len(), distinct.len()), (expected.len(), expected.len()));
-    numbers
+    index.entries.iter().map(|entry| entry.generation).collect()
 }
 
 fn order_of(entries: &[(u32, Option<u32>)]) -> Vec<u32> {
@@ -250,15 +253,32 @@ fn a_pack_has_room_for_so_many_records() {
 #[test]
 fn what_is_refused_leaves_no_trace() {
     let mut builder = builder(u64::MAX);
-    assert_eq!(builder.push(pushed(1, None), |_| Err("torn")), Err(PushError::Record("torn")));
-    assert!(builder.is_empty() && !builder.contains(&key(1), &pushed(1, None).shard));
-    self_check(&builder);
-    let odd = [(0, 0), (4096, 1), (8192, 0), (8192, 4097), (8193, 100), (4096 + (132 << 10), 1), (u32::MAX, 1)];
+    let odd = [(0, 0), (4096, 1), (8192, 0), (8192, 4097), (8193, 100), (4096 + (132 << 10), 1)];
     for (record_bytes, payload_bytes) in odd {
         let entry = Pushed { record_bytes, payload_bytes, ..pushed(1, None) };
-        let never = |_: &mut [u8]| -> Result<(), Infallible> { panic!("no memory for what cannot be") };
-        assert_eq!(builder.push(entry, never), Err(PushError::Sizes { record_bytes, payload_bytes }));
+        let bytes = record_bytes as usize;
+        let refused = Err(PushError::Sizes { bytes, record_bytes, payload_bytes });
+        assert_eq!(builder.push(entry, vec![0; bytes]), refused);
     }
+    let short = Err(PushError::Sizes { bytes: 4096, record_bytes: RECORD_BYTES, payload_bytes: 100 });
+    assert_eq!(builder.push(pushed(1, None), vec![0; 4096]), short, "half of its bytes");
+    assert!(builder.is_empty() && !builder.contains(&key(1), &pushed(1, None).shard));
     self_check(&builder);
     assert_eq!(builder.finish(0), None);
+}
+
+#[test]
+fn what_is_left_out_leaves_the_others_side_by_side() {
+    let made = || {
+        let mut builder = builder(u64::MAX);
+        (0..5).for_each(|number| push(&mut builder, pushed(number, number.checked_sub(1))).unwrap());
+        let pushed = builder.pushed.clone();
+        (builder.finish(77).unwrap(), pushed)
+    };
+    for (left_out, kept) in [(vec![0, 3], vec![1, 2, 4]), (vec![4], vec![0, 1, 2, 3]), (vec![], vec![0, 1, 2, 3, 4])] {
+        let (sealed, pushed) = made();
+        let less = sealed.without(&left_out.iter().copied().collect()).unwrap();
+        assert_eq!(numbers(&less, &pushed), kept);
+    }
+    assert_eq!(made().0.without(&(0..5).collect()), None, "there is no empty pack");
 }

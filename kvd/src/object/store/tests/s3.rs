@@ -1,6 +1,6 @@
 //! A server that speaks as much S3 as the client asks for, and every way of failing that a test wants.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -223,33 +223,20 @@ impl State {
         let most: usize = text("max-keys").parse().unwrap_or(1000);
         let mut body = Vec::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListBucketResult>");
         let (mut count, mut last, mut more) = (0, String::new(), false);
-        let mut folders = BTreeSet::new();
         for (key, object) in self.objects.iter().filter(|(key, _)| key.starts_with(prefix) && key.as_str() > after) {
-            let folder = query.get("delimiter").and_then(|_| key[prefix.len()..].split_once('/'));
-            let folder = folder.map(|(name, _)| format!("{prefix}{name}/"));
-            if folder.as_ref().is_some_and(|folder| folders.contains(folder) || after.starts_with(folder.as_str())) {
-                last.clone_from(key);
-                continue;
-            }
             if count == most {
                 more = true;
                 break;
             }
             count += 1;
             last.clone_from(key);
-            match folder {
-                Some(folder) => {
-                    write!(body, "<CommonPrefixes><Prefix>{folder}</Prefix></CommonPrefixes>").expect("written");
-                    folders.insert(folder);
-                }
-                None => write!(
-                    body,
-                    "<Contents><Key>{key}</Key><LastModified>2026-11-27T10:00:00.000Z</LastModified>\
-                     <ETag>\"e\"</ETag><Size>{}</Size></Contents>",
-                    object.len()
-                )
-                .expect("written"),
-            }
+            write!(
+                body,
+                "<Contents><Key>{key}</Key><LastModified>2026-11-27T10:00:00.000Z</LastModified>\
+                 <ETag>\"e\"</ETag><Size>{}</Size></Contents>",
+                object.len()
+            )
+            .expect("written");
         }
         if more {
             write!(body, "<NextContinuationToken>{last}</NextContinuationToken>").expect("written");

@@ -1,0 +1,54 @@
+//! A read whose first byte takes longer than that of nearly all before it is asked for once more; the answer that comes first
+//! is taken (Dean and Barroso, The Tail at Scale, 2013).
+
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{BoxFuture, Either, select};
+
+use super::client::Client;
+use super::ticket::Ticket;
+use super::{Fault, Op, Store};
+
+/// A store that answers at once is not asked again because of this machine's own pauses.
+const DELAY_MIN: Duration = Duration::from_millis(5);
+
+impl Store {
+    /// As [`Store::attempts`], for reads: the second request takes of the same budget as a retry.
+    pub(super) async fn hedged<'s, T>(
+        &'s self,
+        deadline: Instant,
+        ask: impl Fn() -> BoxFuture<'s, Result<T, Fault>>,
+    ) -> Result<(T, Ticket), Fault> {
+        let begun = Instant::now();
+        let silence = self.inner.silence;
+        let mut first = pin!(self.attempts(Op::Get, deadline, silence, &ask));
+        // A folder's disk does not get faster by being asked twice.
+        let Some(slow) = self.inner.estimator.slow().filter(|_| matches!(self.inner.client, Client::Bucket { .. }))
+        else {
+            return first.await;
+        };
+        if let Ok(ended) = tokio::time::timeout(slow.max(DELAY_MIN), &mut first).await {
+            return ended;
+        }
+        if !self.may_hedge() {
+            return first.await;
+        }
+        self.inner.counters.hedges.add(1);
+        let second = pin!(self.attempts(Op::Get, deadline, silence, &ask));
+        match select(first, second).await {
+            Either::Left((Err(fault), second)) if fault.is_transient() => second.await,
+            Either::Left((ended, _)) => ended,
+            Either::Right((Err(fault), first)) if fault.is_transient() => first.await,
+            Either::Right((ended, _)) => {
+                // Else only the fast half of the slow ones would be learned from.
+                self.inner.estimator.first_byte(begun.elapsed());
+                ended
+            }
+        }
+    }
+
+    fn may_hedge(&self) -> bool {
+        self.inner.places.available_permits() > 0 && self.control().budget.retry()
+    }
+}

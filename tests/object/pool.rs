@@ -127,7 +127,9 @@ impl Node {
     pub(crate) fn uploaded(&self, packs: u64) {
         within("packs are uploaded", || {
             let put = self.metric("kvd_object_packs_total{outcome=\"uploaded\"}");
-            put >= packs && self.metric("kvd_object_buffered_bytes") == 0
+            // What has not had its turn yet is in no pack.
+            let left = self.metric("kvd_object_waiting_records") + self.metric("kvd_object_buffered_bytes");
+            put >= packs && left == 0
         });
     }
 }

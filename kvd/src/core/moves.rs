@@ -53,8 +53,12 @@ impl Core {
     pub(super) fn hand_out_moves(&mut self, now: Time) -> bool {
         let mut any = false;
         let mut steps = STEPS_PER_TURN;
+        let mut drained = false;
         while steps > 0 {
-            let Some(next) = self.ladder.poll_move() else { break };
+            let Some(next) = self.ladder.poll_move() else {
+                drained = true;
+                break;
+            };
             any = true;
             steps = steps.saturating_sub(if matches!(next, Move::Get { .. }) { 1 } else { STEPS_PER_MOVE });
             if let Err(NotGiven(id, outcome)) = self.hand_out(next) {
@@ -62,8 +66,8 @@ impl Core {
                 self.ladder.finished(id, outcome, now);
             }
         }
-        if !self.wanted.is_empty() {
-            // All of a turn at once: those that lie side by side are one request.
+        if drained && !self.wanted.is_empty() {
+            // All at once: those that lie side by side are one request.
             let wanted = std::mem::take(&mut self.wanted);
             let ids: Vec<MoveId> = wanted.iter().map(|record| record.id).collect();
             if !self.order_object(Order::Get(wanted)) {

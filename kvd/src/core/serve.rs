@@ -29,7 +29,7 @@ use crate::core::sleeper::Sleeper;
 use crate::core::state::{AnyPolicy, ArenaTable, Core, DeviceLink, Scratchpad, Settings, StartReport};
 use crate::core::{clock, verify};
 use crate::metrics::counters::{Counters, DEVICES_MAX};
-use crate::object::tier::{self, TierEnds, TierError};
+use crate::object::tier::{self, RUN_BYTES_MAX, TierEnds, TierError};
 use crate::session::{
     CALLS_WAITING_MAX, Control, CoreLink, ListenError, Listener, Orphan, Reactor, SessionId, SessionOptions,
 };
@@ -395,6 +395,7 @@ impl Begun<'_> {
                 writes: object.writable,
                 puts_max: PUTS_MAX,
                 gets_max: GETS_MAX,
+                run_bytes_max: RUN_BYTES_MAX,
                 ..ObjectConfig::default()
             }),
             ..LadderConfig::new(segments, zones.iter().map(|&zones| DeviceConfig { zones }).collect())

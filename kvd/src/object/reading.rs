@@ -12,13 +12,12 @@ use kvd_tiers::record::{Expect, Mismatch, Scratch, verify_record};
 use super::store::Fault;
 use super::tier::{Shared, Wanted};
 
-/// Bytes of one request: several are under way at once, and one that fails is read again.
-const RUN_BYTES_MAX: u64 = 16 << 20;
 /// Requests for one run, each for what the one before it did not bring.
 const ATTEMPTS_MAX: u32 = 3;
 
-/// Groups records whose bytes touch, in the order in which they lie.
-pub(super) fn runs(mut wanted: Vec<Wanted>) -> Vec<Vec<Wanted>> {
+/// Groups records whose bytes touch, in the order in which they lie, at most `bytes_max` together: several runs are read at
+/// once, and one that fails is read again.
+pub(super) fn runs(mut wanted: Vec<Wanted>, bytes_max: u64) -> Vec<Vec<Wanted>> {
     wanted.sort_by_key(|record| (record.from.pack, record.from.offset));
     let mut runs: Vec<Vec<Wanted>> = Vec::new();
     for record in wanted {
@@ -26,7 +25,7 @@ pub(super) fn runs(mut wanted: Vec<Wanted>) -> Vec<Vec<Wanted>> {
             run.first().zip(run.last()).is_some_and(|(first, last)| {
                 let end = u64::from(last.from.offset) + u64::from(last.from.bytes);
                 let whole = end + u64::from(record.from.bytes) - u64::from(first.from.offset);
-                record.from.pack == last.from.pack && u64::from(record.from.offset) == end && whole <= RUN_BYTES_MAX
+                record.from.pack == last.from.pack && u64::from(record.from.offset) == end && whole <= bytes_max
             })
         };
         match runs.last_mut().filter(fits) {

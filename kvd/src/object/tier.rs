@@ -39,6 +39,9 @@ pub(crate) const ORDERS_WAITING_MAX: usize = 256;
 /// Questions that may wait for the catalog; further matches are answered from what is here.
 pub(crate) const ASKED_WAITING_MAX: usize = 256;
 
+/// Bytes of one request for records.
+pub(crate) const RUN_BYTES_MAX: u64 = 16 << 20;
+
 /// Why there is no object tier.
 #[derive(Debug, Error)]
 pub enum TierError {

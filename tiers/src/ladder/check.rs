@@ -300,6 +300,8 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let object = self.config.object.unwrap_or(ObjectConfig { remotes_max: 0, ..ObjectConfig::default() });
         assert!(self.remotes.len() <= object.remotes_max as usize);
         assert!(self.remotes.getting <= object.gets_max && self.remotes.putting <= object.puts_max);
+        let bounded = self.remotes.getting_bytes <= object.get_bytes_max.max(object.run_bytes_max);
+        assert!(bounded || self.remotes.getting == 1, "reads are bounded by their bytes");
         assert!(self.remotes.uploads.len() <= TURNS * object.queue_max as usize);
         for device in &self.nvme.devices {
             assert!(device.spilling <= self.config.spills_max);

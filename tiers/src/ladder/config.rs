@@ -18,6 +18,8 @@ pub struct ObjectConfig {
     pub gets_max: u32,
     /// Bytes of them; a single one may have more.
     pub get_bytes_max: u64,
+    /// Bytes that lie side by side in a pack and are fetched as one run; a single record may have more.
+    pub run_bytes_max: u64,
     /// Records given to it at a time.
     pub puts_max: u32,
     /// Records that wait to be given to it, in each turn.
@@ -32,6 +34,7 @@ impl Default for ObjectConfig {
             writes: true,
             gets_max: 64,
             get_bytes_max: 128 << 20,
+            run_bytes_max: 16 << 20,
             puts_max: 32,
             queue_max: 1 << 16,
             remotes_max: 65_536,

@@ -56,30 +56,55 @@ pub(super) struct Remotes {
     /// Records that wait to be given to the tier.
     pub(super) uploads: Uploads,
     pub(super) getting: u32,
-    getting_bytes: u64,
+    pub(super) getting_bytes: u64,
     pub(super) putting: u32,
     pub(super) reads: Edge,
     /// When a fetch last landed.
     measured: Time,
-    /// Enough fetches have ended since there were as many as may be: the next ones start together, so that those which lie
-    /// side by side are one request.
-    refilling: bool,
+    /// The run that was started last, while it may go on.
+    run: Option<Run>,
+}
+
+/// Records side by side in one pack that are fetched with one request.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    /// Where it begins.
+    first: ObjectPlace,
+    /// Where it ends.
+    end: u64,
 }
 
 impl Remotes {
     pub(super) fn new(up: bool) -> Self {
-        Self { up, takes: up, refilling: true, ..Self::default() }
+        Self { up, takes: up, ..Self::default() }
     }
 
-    /// Whether a fetch may start.
-    pub(super) fn may_get(&mut self, object: ObjectConfig) -> bool {
-        let ObjectConfig { gets_max, get_bytes_max, .. } = object;
-        if self.getting >= gets_max || self.getting_bytes >= get_bytes_max {
-            self.refilling = false;
-        } else if self.getting <= gets_max / 2 && self.getting_bytes <= get_bytes_max / 2 {
-            self.refilling = true;
+    /// Whether a fetch from there may start. A run that has begun is fetched whole, and a new one begins where there is room
+    /// for all of it: what is asked for by halves is asked for twice.
+    pub(super) fn may_get(&mut self, from: ObjectPlace, object: ObjectConfig) -> bool {
+        if self.goes_on(from, object) {
+            if self.getting < object.gets_max {
+                return true;
+            }
+            self.run = None;
         }
-        self.refilling
+        let room = self.getting_bytes + object.run_bytes_max <= object.get_bytes_max;
+        self.getting == 0 || room && self.getting <= object.gets_max / 2
+    }
+
+    /// Whether the run that was started last goes on there.
+    pub(super) fn goes_on(&self, from: ObjectPlace, object: ObjectConfig) -> bool {
+        let begins = u64::from(from.offset);
+        let run = self.run.filter(|run| run.first.pack == from.pack && run.end == begins);
+        run.is_some_and(|run| begins + u64::from(from.bytes) - u64::from(run.first.offset) <= object.run_bytes_max)
+    }
+
+    fn started(&mut self, from: ObjectPlace, slot_bytes: u64, object: ObjectConfig, now: Time) {
+        let first = self.run.filter(|_| self.goes_on(from, object)).map_or(from, |run| run.first);
+        self.run = Some(Run { first, end: u64::from(from.offset) + u64::from(from.bytes) });
+        self.getting += 1;
+        self.getting_bytes += slot_bytes;
+        self.reads.started(slot_bytes, now);
     }
 
     /// A fetch ended; `moved` is 0 for one that brought nothing, which says nothing about the next.
@@ -253,14 +278,25 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         }
     }
 
+    /// Whether a remote record may be fetched now.
+    pub(super) fn may_get(&mut self, id: NodeId) -> bool {
+        let from = self.remotes.place(id).zip(self.config.object);
+        from.is_some_and(|(from, object)| self.remotes.may_get(from, object))
+    }
+
+    /// Whether a record is the next of the run that is being fetched.
+    pub(super) fn goes_on(&self, id: NodeId) -> bool {
+        let from = self.remotes.place(id).zip(self.config.object);
+        from.is_some_and(|(from, object)| self.remotes.goes_on(from, object))
+    }
+
     /// Starts to bring a remote record into the slot that was filled for it.
     pub(super) fn get(&mut self, id: NodeId, to: FillingSlot, now: Time) {
         let from = self.remotes.place(id).expect("a remote node has a place");
         self.hold(id);
         let slot_bytes = u64::from(self.lanes.get(self.nodes[id].lane).slot_bytes);
-        self.remotes.getting += 1;
-        self.remotes.getting_bytes += slot_bytes;
-        self.remotes.reads.started(slot_bytes, now);
+        let object = self.config.object.expect("it has remote nodes");
+        self.remotes.started(from, slot_bytes, object, now);
         let slot = to.slot();
         let expect = self.entry(id, SlotState::Resident);
         let move_id = self.start(Flight::Get { node: id, from, to });

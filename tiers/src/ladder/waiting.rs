@@ -117,9 +117,10 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         loop {
             let Some(load) = self.loads.loads.get(&serial).filter(|load| load.end.is_none()) else { return };
             let (planned, cursor, owner) = (load.planned, load.cursor, load.owner);
-            let Some(id) = load.path.get(planned as usize).copied().filter(|_| planned < cursor + AHEAD_MAX) else {
+            let Some(id) = load.path.get(planned as usize).copied() else { return };
+            if planned >= cursor + AHEAD_MAX && !self.goes_on(id) {
                 return;
-            };
+            }
             let node = &self.nodes[id];
             if node.any(flag::DRAM_READY | flag::FETCHING) {
                 // On its way or there.
@@ -163,7 +164,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
         let from = self.nvme_slot(id).filter(|_| !remote);
         let busy = match from {
             Some(from) => self.nvme.device(from.device()).fetching >= self.config.fetches_max,
-            None => self.config.object.is_none_or(|object| !self.remotes.may_get(object)),
+            None => !self.may_get(id),
         };
         if busy {
             return Fetch::Busy;

@@ -62,8 +62,9 @@ fn config(random: &mut SmallRng) -> LadderConfig {
         gate: random.random_bool(0.5),
         object: random.random_bool(0.7).then(|| ObjectConfig {
             writes: random.random_bool(0.9),
-            gets_max: random.random_range(1..4),
-            get_bytes_max: random.random_range(1..3) << 20,
+            gets_max: random.random_range(1..6),
+            get_bytes_max: random.random_range(1..64) << 20,
+            run_bytes_max: random.random_range(1..32) << 20,
             puts_max: 2,
             queue_max: 4,
             remotes_max: random.random_range(1..12),

@@ -103,35 +103,63 @@ fn a_read_that_was_displaced_lands_nowhere_though_its_record_is_remote_again() {
     assert_eq!(world.ladder.counters().got, 1);
 }
 
-#[test]
-fn reads_start_in_bursts() {
-    let mut world = world(4);
-    let (kind, view, hashes) = lost_but_uploaded(&mut world, 16);
-    let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
-    world.load(0, lease, 0..16, Duration::from_secs(60), 7);
-    let gets = |world: &World| world.moves.values().filter(|found| matches!(found, Move::Get { .. })).count();
-    let mut most = Vec::new();
-    while gets(&world) > 0 {
-        let before = gets(&world);
-        let first = *world.moves.iter().find(|(_, found)| matches!(found, Move::Get { .. })).unwrap().0;
-        world.finish(first, None);
-        let started = gets(&world) + 1 - before;
-        most.extend((started > 0).then_some(started));
-    }
-    assert!(most.iter().all(|started| *started == 2), "{most:?}");
-    assert_eq!(world.ladder.counters().got, 16);
+fn gets(world: &World) -> Vec<(crate::MoveId, crate::ObjectPlace)> {
+    let get = |(id, found): (&crate::MoveId, &Move)| match found {
+        Move::Get { from, .. } => Some((*id, *from)),
+        _ => None,
+    };
+    world.moves.iter().filter_map(get).collect()
 }
 
 #[test]
-fn reads_are_bounded_by_their_bytes_as_well() {
-    let object = ObjectConfig { get_bytes_max: 24 << 20, ..ObjectConfig::default() };
+fn what_lies_side_by_side_is_fetched_in_whole_runs() {
+    // Packs of 4 records of 8 MiB, runs of 2, room for 3 of those.
+    let object = ObjectConfig { get_bytes_max: 48 << 20, run_bytes_max: 16 << 20, ..ObjectConfig::default() };
     let devices = vec![DeviceConfig { zones: 2 }];
     let mut world = World::new(LadderConfig { object: Some(object), ..LadderConfig::new(4, devices) });
     let (kind, view, hashes) = lost_but_uploaded(&mut world, 16);
     let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
     world.load(0, lease, 0..16, Duration::from_secs(60), 7);
-    let gets = world.moves.values().filter(|found| matches!(found, Move::Get { .. })).count();
-    assert_eq!(gets, 3, "of 8 MiB each");
+    assert_eq!(gets(&world).len(), 6);
+    let mut started = gets(&world);
+    let mut all = vec![started.clone()];
+    while let Some((first, _)) = gets(&world).first().copied() {
+        world.finish(first, None);
+        let new: Vec<_> = gets(&world).into_iter().filter(|get| !started.contains(get)).collect();
+        started.extend(&new);
+        all.push(new);
+    }
+    // Each time all of a run, which is half a pack here.
+    for new in all.iter().filter(|new| !new.is_empty()) {
+        assert!(new.len() % 2 == 0, "{all:?}");
+        for two in new.chunks(2) {
+            let [(_, first), (_, second)] = two else { unreachable!("they come in twos") };
+            assert_eq!((first.pack, first.offset + first.bytes), (second.pack, second.offset));
+        }
+    }
+    assert_eq!(world.ladder.counters().got, 16);
+}
+
+#[test]
+fn reads_are_bounded_by_their_number_as_well() {
+    let mut world = world(4);
+    let (kind, view, hashes) = lost_but_uploaded(&mut world, 16);
+    let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
+    world.load(0, lease, 0..16, Duration::from_secs(60), 7);
+    assert_eq!(gets(&world).len(), 4);
     world.run();
     assert_eq!(world.ladder.counters().got, 16);
+}
+
+#[test]
+fn a_record_longer_than_a_run_is_fetched_alone() {
+    let object = ObjectConfig { get_bytes_max: 4 << 20, run_bytes_max: 1 << 20, ..ObjectConfig::default() };
+    let devices = vec![DeviceConfig { zones: 2 }];
+    let mut world = World::new(LadderConfig { object: Some(object), ..LadderConfig::new(4, devices) });
+    let (kind, view, hashes) = lost_but_uploaded(&mut world, 4);
+    let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
+    world.load(0, lease, 0..4, Duration::from_secs(60), 7);
+    assert_eq!(gets(&world).len(), 1);
+    world.run();
+    assert_eq!(world.ladder.counters().got, 4);
 }

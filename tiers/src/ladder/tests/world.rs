@@ -107,8 +107,12 @@ pub(super) struct Disk {
 pub(super) struct Store {
     pub(super) records: BTreeMap<ObjectPlace, Option<Bytes>>,
     pub(super) catalog: BTreeMap<(BlockKey, String), RemoteRecord>,
-    packs: u32,
+    /// The pack that is being filled, and where its next record goes.
+    pack: (u32, u32),
 }
+
+/// A pack ends with the record that reaches so far.
+const PACK_BYTES: u32 = 32 << 20;
 
 impl Store {
     fn name(key: BlockKey, shard: &Shard) -> (BlockKey, String) {
@@ -124,8 +128,10 @@ impl Store {
         if self.catalog.contains_key(&name) {
             return 0;
         }
-        self.packs += 1;
-        let place = ObjectPlace { pack: self.packs, offset: 0, bytes: entry.payload_bytes + 4096 };
+        let (pack, offset) = self.pack;
+        let place = ObjectPlace { pack, offset, bytes: entry.payload_bytes + 4096 };
+        let end = offset + place.bytes;
+        self.pack = if end >= PACK_BYTES { (pack + 1, 0) } else { (pack, end) };
         self.records.insert(place, Some(bytes));
         let record = RemoteRecord { place, generation: entry.generation, meta_checksum: entry.meta_checksum };
         self.catalog.insert(name, record);

@@ -1,4 +1,4 @@
-//! Memory of records on their way to the store, used again: fresh pages cost as much time as copying a record into them.
+//! Memory of bytes on their way to or from a store, used again: fresh pages cost as much time as copying bytes into them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +28,7 @@ impl Memory {
     }
 }
 
-/// Memory for one record; goes back when it is dropped. How much there is of it is bounded by who takes it.
+/// Memory of one length; goes back when it is dropped. How much there is of it is bounded by who takes it.
 #[derive(Debug)]
 pub(super) struct Piece {
     bytes: Vec<u8>,

@@ -18,6 +18,7 @@ use object_store::{
 use super::client::Client;
 use super::fault::{is_there_already, of_disk};
 use super::{Fault, Op, Put, folder};
+use crate::object::memory::Memory;
 
 /// What all stores give at most in one page of a list.
 const PAGE_MAX: usize = 1000;
@@ -27,7 +28,7 @@ pub(super) enum Source {
     /// The network.
     Stream(BoxStream<'static, object_store::Result<Bytes>>),
     /// A file from a place to another.
-    File { file: Arc<File>, at: u64, end: u64 },
+    File { file: Arc<File>, at: u64, end: u64, memory: Memory },
 }
 
 impl Source {
@@ -39,8 +40,9 @@ impl Source {
                 Some(Ok(bytes)) => Ok(Some(bytes)),
                 Some(Err(error)) => Err(Fault::of_body(&error, wanted, got)),
             },
-            Source::File { file, at, end } => {
-                let bytes = folder::read_chunk(Arc::clone(file), *at, *end).await.map_err(|error| of_disk(&error))?;
+            Source::File { file, at, end, memory } => {
+                let read = folder::read_chunk(Arc::clone(file), memory.clone(), *at..*end);
+                let bytes = read.await.map_err(|error| of_disk(&error))?;
                 *at += bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
                 Ok(bytes)
             }
@@ -80,6 +82,14 @@ impl Client {
         }
     }
 
+    /// Where a folder's bytes are read into.
+    fn memory(&self) -> Memory {
+        match self {
+            Client::Bucket { .. } => Memory::default(),
+            Client::Folder { memory, .. } => memory.clone(),
+        }
+    }
+
     pub(super) fn put<'s>(&'s self, path: &'s Path, payload: PutPayload) -> BoxFuture<'s, Result<Put, Fault>> {
         Box::pin(async move {
             self.folder_stands().await?;
@@ -116,7 +126,8 @@ impl Client {
             let source = match answer.payload {
                 GetResultPayload::Stream(stream) => Source::Stream(stream),
                 GetResultPayload::File(file, _) => {
-                    Source::File { file: Arc::new(file), at: range.start, end: range.end }
+                    let memory = self.memory();
+                    Source::File { file: Arc::new(file), at: range.start, end: range.end, memory }
                 }
             };
             Ok(Opened { source, bytes: range.end - range.start })

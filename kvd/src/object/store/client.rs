@@ -18,6 +18,7 @@ use url::Url;
 use super::credentials::{CredentialsError, FileCredentials};
 use super::{folder, wire};
 use crate::core::ObjectOptions;
+use crate::object::memory::Memory;
 use crate::object::options::{Bucket, BucketKind, StoreUrl};
 
 /// Three tries of TCP to get through; a store that takes longer to accept is not there.
@@ -65,7 +66,7 @@ pub(super) enum Client {
     /// Of a bucket: it lists in pages, in order of names.
     Bucket { store: Arc<dyn ObjectStore>, pages: Arc<Pages> },
     /// Of a folder: it lists all at once, in no order.
-    Folder { store: Arc<LocalFileSystem>, root: PathBuf },
+    Folder { store: Arc<LocalFileSystem>, root: PathBuf, memory: Memory },
 }
 
 /// The listing side of a bucket's client.
@@ -112,7 +113,7 @@ fn of_folder(path: &Path, writable: bool) -> Result<Client, StoreError> {
     let store = LocalFileSystem::new_with_prefix(path)?;
     // An index object must not outlive the pack that it speaks of, and a folder without files is none in a bucket.
     let store = store.with_fsync(true).with_automatic_cleanup(true);
-    Ok(Client::Folder { store: Arc::new(store), root: path.to_owned() })
+    Ok(Client::Folder { store: Arc::new(store), root: path.to_owned(), memory: Memory::default() })
 }
 
 /// Of the environment only what says who asks: what is asked stands in the configuration.

@@ -2,12 +2,15 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+
+use crate::object::memory::Memory;
 
 /// A file is written under another name, `name#1`, and then linked to its own. Nobody writes for an hour.
 const DRAFT_AGE_MIN: Duration = Duration::from_secs(3600);
@@ -16,7 +19,7 @@ const DEPTH_MAX: usize = 3;
 /// More than any share has objects; what is left lies there until the next start.
 const ENTRIES_MAX: usize = 1 << 20;
 /// Large enough that a disk is read at its speed, small enough that the first bytes come soon.
-const CHUNK_BYTES: u64 = 1 << 20;
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// Removes what writers left behind that died: it is listed by nobody, and would count against nobody's share.
 pub(super) fn remove_drafts(root: &Path) -> io::Result<()> {
@@ -51,28 +54,28 @@ fn is_draft(name: &str) -> bool {
     name.rsplit_once('#').is_some_and(|(_, tail)| !tail.is_empty() && tail.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// The next bytes of a file from `at`, at most up to `end`; nothing where it ends.
-pub(super) async fn read_chunk(file: Arc<File>, at: u64, end: u64) -> io::Result<Option<Bytes>> {
-    let most = CHUNK_BYTES.min(end.saturating_sub(at)) as usize;
+/// The first bytes of a range of a file; nothing where there are none.
+pub(super) async fn read_chunk(file: Arc<File>, memory: Memory, range: Range<u64>) -> io::Result<Option<Bytes>> {
+    let most = range.end.saturating_sub(range.start).min(CHUNK_BYTES as u64) as usize;
     if most == 0 {
         return Ok(None);
     }
     let read = tokio::task::spawn_blocking(move || {
-        let mut bytes = vec![0; most];
+        let mut chunk = memory.take(CHUNK_BYTES);
+        let bytes = &mut chunk.as_mut()[..most];
         let mut filled = 0;
         while filled < most {
-            match file.read_at(&mut bytes[filled..], at + filled as u64) {
+            match file.read_at(&mut bytes[filled..], range.start + filled as u64) {
                 Ok(0) => break,
                 Ok(more) => filled += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        bytes.truncate(filled);
-        Ok(bytes)
+        Ok(chunk.freeze().slice(..filled))
     });
     let bytes = read.await.map_err(io::Error::other)??;
-    Ok((!bytes.is_empty()).then(|| bytes.into()))
+    Ok((!bytes.is_empty()).then_some(bytes))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::packing::{Closed, Incoming, Packed, Packing};
 use super::purging::{self, Scope};
 use super::reading;
 use super::store::{Fault, Op};
-use super::tier::{Event, ORDERS_WAITING_MAX, Order, Shared};
+use super::tier::{Event, ORDERS_WAITING_MAX, Order, RUN_BYTES_MAX, Shared};
 use super::{collecting, learning, uploading};
 
 /// Packs being uploaded at a time.
@@ -32,15 +32,23 @@ const BUFFERED_PACKS: u64 = 4;
 const UPLOAD_FAILURES_MAX: u32 = 5;
 /// How often it is looked whether the store answers.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long a record may wait for room in a pack before it is given up, so that its slot is free again.
+/// How long a record may wait for room in a pack before it is given up, so that its slot is free again; twice as long as the
+/// last upload took, where that is longer.
 const ROOM_PATIENCE: Duration = Duration::from_secs(2);
+/// See `ROOM_PATIENCE`: what a slow store may ask for.
+const ROOM_PATIENCE_MAX: Duration = Duration::from_secs(60);
 /// Threads for the catalog's writes and a folder's files.
 const BLOCKING_THREADS: usize = 8;
 /// Threads for requests at most: one moves, decrypts and verifies a gigabyte or two a second.
 const REQUEST_THREADS_MAX: usize = 4;
 
 /// What came of an upload.
-type Uploaded = (Closed, Result<bool, Fault>);
+struct Uploaded {
+    closed: Closed,
+    /// Whether anything of it had to be uploaded.
+    result: Result<bool, Fault>,
+    took: Duration,
+}
 
 /// Requests have threads of their own beside the one that packs; an eighth of the machine is enough for them.
 fn request_threads() -> usize {
@@ -88,6 +96,8 @@ struct Worker {
     random: SmallRng,
     /// Whether reads, and writes, are worth asking for.
     up: (bool, bool),
+    /// See `ROOM_PATIENCE`.
+    room_patience: Duration,
 }
 
 /// Milliseconds since 1970, by this node's clock.
@@ -111,6 +121,7 @@ impl Worker {
             scratch: Scratch::default(),
             random: SmallRng::from_os_rng(),
             up: (true, true),
+            room_patience: ROOM_PATIENCE,
             shared,
         }
     }
@@ -205,7 +216,7 @@ impl Worker {
                 }
             }
         }
-        for run in reading::runs(wanted) {
+        for run in reading::runs(wanted, RUN_BYTES_MAX) {
             tokio::spawn(reading::read(self.shared.clone(), run));
         }
     }
@@ -267,8 +278,9 @@ impl Worker {
             let Some(closed) = self.packing.next_closed() else { break };
             let (shared, mut closed) = (self.shared.clone(), closed);
             self.uploads.spawn(async move {
-                let ended = uploading::upload(&shared, &mut closed).await;
-                (closed, ended)
+                let begun = Instant::now();
+                let result = uploading::upload(&shared, &mut closed).await;
+                Uploaded { closed, result, took: begun.elapsed() }
             });
         }
         while let Some(record) = self.waiting.pop_front() {
@@ -293,11 +305,12 @@ impl Worker {
         counters.purges_done.add(1);
     }
 
-    fn uploaded(&mut self, (mut closed, result): Uploaded) {
+    fn uploaded(&mut self, Uploaded { mut closed, result, took }: Uploaded) {
         let counters = self.shared.counters();
         let fault = match result {
             Ok(anything) => {
                 counters.packs_put.add(u64::from(anything));
+                self.room_patience = (2 * took).clamp(ROOM_PATIENCE, ROOM_PATIENCE_MAX);
                 return self.packing.gone(&closed);
             }
             Err(fault) => fault,
@@ -336,7 +349,7 @@ impl Worker {
             self.shared.tell(Event::Up { reads, writes });
         }
         let stopping = self.shared.stop.load(Ordering::Relaxed);
-        let late = self.refuse_waiting(if stopping { Duration::ZERO } else { ROOM_PATIENCE });
+        let late = self.refuse_waiting(if stopping { Duration::ZERO } else { self.room_patience });
         if late && !stopping {
             self.make_room();
         }

@@ -95,8 +95,9 @@ impl Sharing {
     /// A pack of this node is in the store.
     pub(super) fn published(&self, shared: &Shared, name: IndexName, bytes: u64, records: u64) {
         let mut owned = self.owned();
-        owned.bytes += bytes;
-        owned.packs.insert(name.pack, Own { name, bytes, records, used_ms: unix_ms() });
+        // A listing may have shown it already.
+        let before = owned.packs.insert(name.pack, Own { name, bytes, records, used_ms: unix_ms() });
+        owned.bytes = owned.bytes + bytes - before.map_or(0, |own| own.bytes);
         show(shared, &owned);
     }
 

@@ -8,6 +8,7 @@ const ENUM_FIELDS: &[(&str, &str)] = &[
     ("TierStatus.tier", "tier_name"),
     ("Copy.tier", "tier_name"),
     ("DeviceStatus.state", "device_state_name"),
+    ("GetObjectTierResponse.condition", "store_condition_name"),
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -25,6 +25,7 @@ pub mod output;
 pub mod replay;
 pub mod selftest;
 pub mod serve;
+pub mod tiers;
 pub mod top;
 
 const EXAMPLES: &str = "\
@@ -83,9 +84,9 @@ enum Command {
     /// Watch the daemon: hits, tiers and devices, refreshed.
     #[command(after_help = "Examples:\n  kvd top\n  kvd top --interval 5s\n  kvd top --json --count 1")]
     Top(top::TopArgs),
-    /// List the tiers: size, use, bandwidth.
-    #[command(after_help = "Examples:\n  kvd tiers\n  kvd tiers --json")]
-    Tiers(Connection),
+    /// List the tiers: size, use, bandwidth; or show the object tier in full.
+    #[command(after_help = tiers::EXAMPLES)]
+    Tiers(tiers::TiersArgs),
     /// List the NVMe devices and their errors.
     #[command(after_help = "Examples:\n  kvd devices\n  kvd devices --json | jq '.devices[].errors'")]
     Devices(Connection),
@@ -181,7 +182,7 @@ fn run(command: Command, output: Output) -> Outcome {
         Command::Serve(args) => serve::run(&args),
         Command::Status(args) => look::status(&args, output),
         Command::Top(args) => top::run(&args, output),
-        Command::Tiers(connection) => look::tiers(&connection, output),
+        Command::Tiers(args) => tiers::run(&args, output),
         Command::Devices(connection) => look::devices(&connection, output),
         Command::Sessions(args) => look::sessions(&args, output),
         Command::Namespaces(args) => look::namespaces(&args, output),

@@ -24,7 +24,9 @@ mod presence;
 pub(crate) mod purging;
 mod reading;
 mod sharing;
+mod spending;
 mod uploading;
+pub(crate) mod view;
 mod worker;
 
 pub(crate) use worker::unix_ms;

@@ -63,6 +63,7 @@ impl Asks for Script {
                 index_bytes: 1024,
             }),
             AdminCommand::Tiers => AdminReply::Tiers(Vec::new()),
+            AdminCommand::ObjectTier => return Err(AdminError::NotFound("object tier in this daemon")),
             AdminCommand::Devices => AdminReply::Devices(vec![DeviceReply {
                 device: 0,
                 path: "/mnt/nvme0".into(),
@@ -186,6 +187,8 @@ async fn long_lists_come_in_pages() {
     assert_eq!((seen.len(), pages), (250, 3));
     let wrong = proto::ListNamespacesRequest { page_size: 0, page_token: "x".into() };
     assert_eq!(refused(served.admin().list_namespaces(wrong).await).code(), Code::InvalidArgument);
+    let none = refused(served.admin().get_object_tier(proto::GetObjectTierRequest {}).await);
+    assert_eq!(none.get_error_details().error_info().map(|info| info.reason.as_str()), Some("NO_OBJECT_TIER"));
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, Status>) -> Status {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod faults;
+mod operator;
 mod pool;
 mod proxy;
 mod server;

@@ -106,7 +106,8 @@ pub(super) fn status_text(status: &proto::StatusResponse) -> String {
     text
 }
 
-fn rate(bytes_per_second: u64) -> String {
+/// Bytes per second; a dash where nothing was measured.
+pub(super) fn rate(bytes_per_second: u64) -> String {
     if bytes_per_second == 0 { "-".to_owned() } else { format!("{}/s", bytes(bytes_per_second)) }
 }
 
@@ -131,17 +132,6 @@ pub(super) fn tiers_text(tiers: &[proto::TierStatus]) -> String {
         ]
     });
     table(&["tier", "capacity", "used", "use", "records", "held", "evicted", "read", "write"], rows)
-}
-
-/// `kvd tiers`.
-///
-/// # Errors
-/// The daemon does not answer.
-pub fn tiers(connection: &Connection, output: Output) -> Outcome {
-    let reply = connection
-        .run(async |mut admin: Admin| Ok(admin.list_tiers(proto::ListTiersRequest {}).await?.into_inner()))?;
-    output.show(&reply, |reply| tiers_text(&reply.tiers))?;
-    Ok(Exit::Ok)
 }
 
 /// `kvd devices`.

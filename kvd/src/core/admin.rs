@@ -6,6 +6,10 @@ use std::time::Duration;
 use kvd_proto::{BlockHash, BlockKey, Epoch, InstanceId, MissReason, NamespaceDigest, Tier};
 use thiserror::Error;
 
+pub use object::{CostReply, ObjectTierReply, RequestsReply, StoreCondition, StoreSpeedReply};
+
+mod object;
+
 /// One page of a long list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Page {
@@ -25,6 +29,8 @@ pub enum AdminCommand {
     Status,
     /// What each tier holds.
     Tiers,
+    /// How the object tier is.
+    ObjectTier,
     /// How each NVMe device is.
     Devices,
     /// What each namespace holds.
@@ -102,6 +108,8 @@ pub enum AdminReply {
     Status(StatusReply),
     /// To [`AdminCommand::Tiers`].
     Tiers(Vec<TierReply>),
+    /// To [`AdminCommand::ObjectTier`].
+    ObjectTier(Box<ObjectTierReply>),
     /// To [`AdminCommand::Devices`].
     Devices(Vec<DeviceReply>),
     /// To [`AdminCommand::Namespaces`]; `total` counts all pages.

@@ -38,6 +38,10 @@ impl Core {
         Ok(match command {
             AdminCommand::Status => AdminReply::Status(self.status(now)),
             AdminCommand::Tiers => AdminReply::Tiers(self.tiers()),
+            AdminCommand::ObjectTier => {
+                let link = self.object.as_ref().ok_or(AdminError::NotFound("object tier in this daemon"))?;
+                AdminReply::ObjectTier(Box::new(link.view.reply(&self.ladder.stats().object.unwrap_or_default())))
+            }
             AdminCommand::Devices => AdminReply::Devices(self.device_replies()),
             AdminCommand::Namespaces(page) => {
                 let (total, namespaces) = paged(page, self.namespace_replies());

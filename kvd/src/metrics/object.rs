@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::counters::Count;
 use super::registry::{Families, one};
-use crate::object::store::StoreCounters;
+use crate::object::store::{Op, StoreCounters};
 
 /// Numbers of the object tier since the start; a gauge says so. Zeros where there is no such tier.
 #[derive(Debug, Default)]
@@ -56,6 +56,8 @@ pub struct ObjectCounters {
     pub own_records: Count,
     /// Gauge: packs that the catalog knows.
     pub packs: Count,
+    /// Gauge: records in them, about.
+    pub records: Count,
     /// Gauge: nodes that write to the store.
     pub nodes: Count,
     /// Gauge: records that wait for their turn to be packed.
@@ -115,6 +117,7 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
     let waiting = one(c.waiting_records.get());
     out.gauge("kvd_object_waiting_records", "Records that wait for their turn to be packed", waiting)?;
     out.gauge("kvd_object_known_packs", "Packs that this node knows of", one(c.packs.get()))?;
+    out.gauge("kvd_object_known_records", "Records in the packs that this node knows of, about", one(c.records.get()))?;
     out.gauge_bytes("kvd_object_buffered", "Bytes in packs that are not uploaded yet", one(c.buffered_bytes.get()))?;
     let none = StoreCounters::default();
     let store = c.store.get().map_or(&none, |store| store);
@@ -122,6 +125,8 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
         .outcomes()
         .map(|(op, outcome, count)| ([("op", op.label().to_owned()), ("outcome", outcome.to_owned())], count));
     out.counter("kvd_object_requests", "Requests to the store, by operation and outcome", requests)?;
+    let sent = Op::ALL.map(|op| ([("op", op.label().to_owned())], store.sent(op)));
+    out.counter("kvd_object_requests_sent", "Requests that went out to the store, as its bill counts them", sent)?;
     out.counter("kvd_object_retries", "Requests that were made again", one(store.retries.get()))?;
     out.counter("kvd_object_hedges", "Reads asked for twice because the answer was late", one(store.hedges.get()))?;
     let way = |way: &str| [("way", way.to_owned())];

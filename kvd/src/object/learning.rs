@@ -59,7 +59,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 longer.clamp(Duration::from_millis(250), PAUSE_MAX.max(shared.options.sync_every))
             }
         };
-        shared.counters().packs.set(shared.catalog.stats().packs);
+        let known = shared.catalog.stats();
+        shared.counters().packs.set(known.packs);
+        shared.counters().records.set(known.entries_estimate);
         tokio::time::sleep(pause).await;
     }
 }

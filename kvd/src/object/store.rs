@@ -198,6 +198,11 @@ impl Store {
         self.control().breaker.state(Instant::now())
     }
 
+    /// Since when the store is not up, and what went wrong last; also while it is being tried.
+    pub fn trouble(&self) -> Option<(Instant, String)> {
+        self.control().breaker.trouble().map(|(since, why)| (since, why.to_owned()))
+    }
+
     /// Whether a request of this kind would be made now, rather than fail with [`Fault::Open`].
     pub fn admits(&self, op: Op) -> bool {
         self.inner.admits(op)

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use kvd_nixl::sys::{EventFd, MemoryExtent, Signal};
@@ -28,7 +28,9 @@ use super::identity::{self, IdentityError};
 use super::listing::Asking;
 use super::purging::Scope;
 use super::sharing::Sharing;
+use super::spending::Spending;
 use super::store::{Store, StoreError};
+use super::view::View;
 use super::{lookups, worker};
 use crate::core::ObjectOptions;
 use crate::metrics::counters::Counters;
@@ -114,6 +116,8 @@ pub(crate) struct ObjectLink {
     /// `None` once the daemon stops.
     pub(crate) asked: Option<Sender<Asked>>,
     pub(crate) events: Receiver<Event>,
+    /// What operators see of it.
+    pub(crate) view: View,
     /// Bytes that this node may keep in the store.
     pub(crate) share_bytes: u64,
 }
@@ -126,6 +130,7 @@ pub(super) struct Shared {
     pub(super) node: NodeName,
     pub(super) tenant_key: TenantKey,
     pub(super) sharing: Sharing,
+    pub(super) spending: Spending,
     pub(super) stop: Arc<AtomicBool>,
     counters: Arc<Counters>,
     outcomes: Sender<(MoveId, Outcome)>,
@@ -136,6 +141,11 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn counters(&self) -> &ObjectCounters {
         &self.counters.object
+    }
+
+    /// What the whole daemon counts.
+    pub(super) fn all_counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// The store, with the time that a single request of no hurry may take.
@@ -199,6 +209,7 @@ pub(crate) fn start(
         node,
         tenant_key,
         sharing: Sharing::new(options.share_bytes, cursor),
+        spending: Spending::new(Instant::now()),
         stop: ends.stop,
         counters: ends.counters,
         outcomes: ends.outcomes,
@@ -206,8 +217,10 @@ pub(crate) fn start(
         doorbell: ends.doorbell,
     });
     tracing::info!(url = %options.url, %node, packs = opened.packs, "the object tier is open");
+    let view = View::new(shared.clone());
     let threads = vec![lookups::spawn(shared.clone(), questions)?, worker::spawn(shared, order_receiver, patience)?];
-    Ok((ObjectLink { orders: Some(orders), asked: Some(asked), events, share_bytes: options.share_bytes }, threads))
+    let link = ObjectLink { orders: Some(orders), asked: Some(asked), events, view, share_bytes: options.share_bytes };
+    Ok((link, threads))
 }
 
 /// The parts without the threads: what tests of one part need of the others.
@@ -221,6 +234,7 @@ pub(super) fn without_threads(options: &ObjectOptions, data_dir: &Path, tenant_k
         node: identity::node_name(data_dir).expect("a name"),
         tenant_key,
         sharing: Sharing::new(options.share_bytes, 0),
+        spending: Spending::new(Instant::now()),
         stop: Arc::default(),
         counters: Arc::default(),
         outcomes: bounded(1).0,

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use super::packing::{Closed, Incoming, Packed, Packing};
 use super::purging::{self, Scope};
 use super::reading;
+use super::spending::Spent;
 use super::store::{Fault, Op};
 use super::tier::{Event, ORDERS_WAITING_MAX, Order, RUN_BYTES_MAX, Shared};
 use super::{collecting, learning, uploading};
@@ -353,7 +354,9 @@ impl Worker {
         if late && !stopping {
             self.make_room();
         }
-        self.packing.rest(Instant::now());
+        let now = Instant::now();
+        self.packing.rest(now);
+        self.shared.spending.note(now, Spent::of(self.shared.store.counters()));
     }
 
     /// Records that have waited for room for `patience` are given up, so that their slots are free; whether there was one.

@@ -16,7 +16,8 @@ use super::proto::{self, Progress};
 use super::refusal::{bad_field, of_core, refusal, wrong_reply};
 use crate::core::CoreHandle;
 use crate::core::admin::{
-    AdminCommand, AdminError, AdminReply, ChangedReply, DeviceState, PAGE_ENTRIES_MAX, Page, Selection,
+    AdminCommand, AdminError, AdminReply, ChangedReply, DeviceState, ObjectTierReply, PAGE_ENTRIES_MAX, Page,
+    Selection, StoreCondition,
 };
 use crate::metrics::Metrics;
 use crate::metrics::counters::Counters;
@@ -118,6 +119,16 @@ impl<C: Asks> AdminService<C> {
         Ok(ask!(self.core, command, AdminReply::Changed(changed) => changed))
     }
 
+    /// `None` where there is no such tier.
+    async fn object_tier(&self) -> Result<Option<ObjectTierReply>, Status> {
+        match self.core.ask(AdminCommand::ObjectTier).await {
+            Ok(AdminReply::ObjectTier(tier)) => Ok(Some(*tier)),
+            Ok(_) => Err(wrong_reply()),
+            Err(AdminError::NotFound(_)) => Ok(None),
+            Err(error) => Err(of_core(error)),
+        }
+    }
+
     async fn tiers(&self) -> Result<Vec<proto::TierStatus>, Status> {
         let tiers = ask!(self.core, AdminCommand::Tiers, AdminReply::Tiers(tiers) => tiers);
         Ok(tiers.into_iter().map(convert::tier_status).collect())
@@ -169,9 +180,15 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
             let error = device.last_error.as_deref().unwrap_or("no error recorded");
             remarks.push(format!("device {} ({}) is {}: {error}", device.device, device.path, device.state.as_str()));
         }
+        let object = self.object_tier().await?;
+        if let Some(tier) = object.filter(|tier| tier.condition != StoreCondition::Up) {
+            let error = tier.last_error.as_deref().unwrap_or("no error recorded");
+            remarks.push(format!("the object tier's store {} does not answer: {error}", tier.url));
+        }
         let state = if remarks.is_empty() { proto::DaemonState::Serving } else { proto::DaemonState::Degraded };
         remarks.extend(self.live.remarks().await);
-        let hits = [Tier::Dram, Tier::Nvme].map(|tier| (tier.as_str().to_owned(), self.counters.hits(tier).get()));
+        let hits = [Tier::Dram, Tier::Nvme, Tier::Object]
+            .map(|tier| (tier.as_str().to_owned(), self.counters.hits(tier).get()));
         let misses =
             MissReason::ALL.into_iter().map(|reason| (reason.as_str().to_owned(), self.counters.misses(reason).get()));
         Ok(Response::new(proto::StatusResponse {
@@ -203,6 +220,21 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
         _: Request<proto::ListTiersRequest>,
     ) -> Result<Response<proto::ListTiersResponse>, Status> {
         Ok(Response::new(proto::ListTiersResponse { tiers: self.tiers().await? }))
+    }
+
+    async fn get_object_tier(
+        &self,
+        _: Request<proto::GetObjectTierRequest>,
+    ) -> Result<Response<proto::GetObjectTierResponse>, Status> {
+        match self.object_tier().await? {
+            Some(tier) => Ok(Response::new(convert::object_tier(tier))),
+            None => Err(refusal(
+                Code::NotFound,
+                "NO_OBJECT_TIER",
+                "this daemon has no object tier",
+                Some("set tiers.object.enabled = true and tiers.object.url, and start it again"),
+            )),
+        }
     }
 
     async fn list_devices(

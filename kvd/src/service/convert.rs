@@ -11,6 +11,10 @@ use crate::core::admin::{
     SessionReply, TierReply,
 };
 
+pub(super) use object::object_tier;
+
+mod object;
+
 const PAGE_ENTRIES_DEFAULT: usize = 100;
 
 pub(super) fn tier(tier: Tier) -> proto::Tier {

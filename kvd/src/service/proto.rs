@@ -29,4 +29,5 @@ name_in_json! {
     daemon_state_name, DaemonState, "DAEMON_STATE_";
     tier_name, Tier, "TIER_";
     device_state_name, DeviceState, "DEVICE_STATE_";
+    store_condition_name, StoreCondition, "STORE_CONDITION_";
 }

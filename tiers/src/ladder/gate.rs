@@ -67,6 +67,11 @@ impl Edge {
         self.bytes_per_second
     }
 
+    /// Of one move; zero before the first.
+    pub(super) fn latency(&self) -> Duration {
+        Duration::from_nanos(self.latency_nanos)
+    }
+
     /// What waits ahead of the next move, in nanoseconds; 0 while nothing was measured.
     fn queue_nanos(&self) -> u64 {
         self.nanos(self.in_flight_bytes)

@@ -1,5 +1,7 @@
 //! Counts of what happened and of what lies where.
 
+use std::time::Duration;
+
 use kvd_proto::{MissReason, Time};
 
 use super::lanes::Held;
@@ -161,6 +163,8 @@ pub struct ObjectStats {
     pub upload_queue: u32,
     /// Measured bandwidth of fetches, bytes per second; 0 before the first.
     pub read_bytes_per_second: u64,
+    /// Measured time of one fetch; zero before the first.
+    pub read_latency: Duration,
     /// Bytes fetched.
     pub bytes_read: u64,
 }
@@ -311,6 +315,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             putting: self.remotes.putting,
             upload_queue: self.remotes.uploads.len() as u32,
             read_bytes_per_second: self.remotes.reads.bytes_per_second(),
+            read_latency: self.remotes.reads.latency(),
             bytes_read: self.remotes.reads.moved_bytes,
         }
     }

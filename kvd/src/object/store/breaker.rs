@@ -125,6 +125,12 @@ impl Breaker {
             })
             .unwrap_or(StoreState::Up)
     }
+
+    /// Since when something is wrong, and what was wrong last: with the store, or else with a class of requests.
+    pub(super) fn trouble(&self) -> Option<(Instant, &str)> {
+        let mut gates = std::iter::once(&self.store).chain(&self.classes);
+        gates.find_map(|gate| Some((gate.since?, gate.last_error.as_str())))
+    }
 }
 
 /// Who may read may perhaps not write, list or delete.
@@ -273,6 +279,7 @@ mod tests {
         bench.now += SECOND;
         let trial = bench.breaker.admit(Op::List, bench.now).expect("the time is over");
         assert_eq!(bench.breaker.state(bench.now), StoreState::Trying);
+        assert!(bench.breaker.trouble().is_some(), "why it is tried is still told");
         assert!(bench.breaker.admit(Op::Get, bench.now).is_none(), "one is enough");
         bench.breaker.settle(trial, Verdict::Answered, bench.now, 0.5);
         assert_eq!(bench.breaker.state(bench.now), StoreState::Up);

@@ -50,6 +50,7 @@ impl Op {
 /// What one store's client counts. Requests are counted one by one, retries among them.
 #[derive(Debug, Default)]
 pub struct StoreCounters {
+    sent: [Count; Op::ALL.len()],
     done: [Count; Op::ALL.len()],
     faults: [[Count; Fault::KINDS]; Op::ALL.len()],
     /// Bytes of bodies sent, counted when the store has them.
@@ -65,6 +66,17 @@ pub struct StoreCounters {
 }
 
 impl StoreCounters {
+    /// A request goes out.
+    pub(super) fn send(&self, op: Op) {
+        self.sent[op.index()].add(1);
+    }
+
+    /// Requests of this kind that went out, whatever became of them, those among them that nobody waited for any more: what a
+    /// bill counts.
+    pub fn sent(&self, op: Op) -> u64 {
+        self.sent[op.index()].get()
+    }
+
     pub(super) fn count(&self, op: Op, fault: Option<&Fault>) {
         match fault {
             None => self.done[op.index()].add(1),

@@ -38,6 +38,7 @@ impl Ticket {
         let mut control = inner.control.lock().unwrap_or_else(PoisonError::into_inner);
         let pass = control.breaker.admit(op, begun).ok_or(Fault::Open)?;
         drop(control);
+        inner.counters.send(op);
         Ok(Ticket { inner: Arc::clone(inner), op, begun, pass: Some(pass), _place: place })
     }
 

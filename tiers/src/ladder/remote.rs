@@ -88,7 +88,8 @@ impl Remotes {
             }
             self.run = None;
         }
-        let room = self.getting_bytes + object.run_bytes_max <= object.get_bytes_max;
+        let run_bytes = object.run_bytes_max.max(u64::from(from.bytes));
+        let room = self.getting_bytes + run_bytes <= object.get_bytes_max;
         self.getting == 0 || room && self.getting <= object.gets_max / 2
     }
 

@@ -163,3 +163,16 @@ fn a_record_longer_than_a_run_is_fetched_alone() {
     world.run();
     assert_eq!(world.ladder.counters().got, 4);
 }
+
+#[test]
+fn a_record_longer_than_a_run_waits_for_room_for_all_of_it() {
+    let object = ObjectConfig { get_bytes_max: 20 << 20, run_bytes_max: 1 << 20, ..ObjectConfig::default() };
+    let devices = vec![DeviceConfig { zones: 2 }];
+    let mut world = World::new(LadderConfig { object: Some(object), ..LadderConfig::new(4, devices) });
+    let (kind, view, hashes) = lost_but_uploaded(&mut world, 4);
+    let lease = world.matched_remote(0, view, &kind, &hashes, true).lease.unwrap();
+    world.load(0, lease, 0..4, Duration::from_secs(60), 7);
+    assert_eq!(gets(&world).len(), 2, "of 8 MiB each");
+    world.run();
+    assert_eq!(world.ladder.counters().got, 4);
+}

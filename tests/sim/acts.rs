@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use kvd_proto::wire::slab::{GrantedStatus, LandedStatus};
 use kvd_proto::{BlockHash, InstanceId, UnitOrder};
-use kvd_tiers::ladder::{CommitError, LoadState, Offer};
+use kvd_tiers::ladder::{CommitError, LoadState, Offer, RemoteChain};
 use kvd_tiers::record::{Metadata, SECTOR_BYTES, TokenIds, UnitChecksums};
-use kvd_tiers::{ClientSlot, RequestId};
+use kvd_tiers::{ClientSlot, RequestId, ViewId};
 
 use crate::blocks::{Block, unit_checksums};
 use crate::engines::{Copied, Fill, Grant, Held, Place, Prefix, Process, Waiting};
+use crate::questions::Purpose;
+use crate::store::Row;
 use crate::world::World;
 
 /// Client processes at a time.
@@ -74,6 +76,7 @@ impl World {
             self.processes.len() - 1
         });
         self.say(|| format!("{:?} connects, again: {again:?}", self.processes[at].client));
+        self.forget_questions(at);
         let process = &mut self.processes[at];
         process.forget();
         process.epoch = self.epoch;
@@ -115,19 +118,42 @@ impl World {
         (view, (0..count).map(|position| self.names.block(lane, chain, position)).collect())
     }
 
-    fn hashes(&self, blocks: &[Block]) -> Vec<BlockHash> {
+    pub(crate) fn hashes(&self, blocks: &[Block]) -> Vec<BlockHash> {
         blocks.iter().map(|block| self.names.hash(*block)).collect()
     }
 
     fn ask(&mut self, at: usize) {
         let (view, blocks) = self.chain(at);
-        let hashes = self.hashes(&blocks);
-        let client = self.processes[at].client;
-        let (least, most) = self.walk(&blocks);
         let want_lease = self.random.percent(75);
-        let Some(matched) = self.call(|ladder, now| ladder.match_prefix(client, view, &hashes, want_lease, now)) else {
-            return;
-        };
+        if !self.ask_catalog(at, view, &blocks, Purpose::Match { want_lease }) {
+            self.matching(at, view, &blocks, want_lease, None);
+        }
+    }
+
+    /// A match is answered; `remote`: with what the catalog knows of the blocks from a place on.
+    pub(crate) fn matching(
+        &mut self,
+        at: usize,
+        view: ViewId,
+        blocks: &[Block],
+        want_lease: bool,
+        remote: Option<(u32, &[Row])>,
+    ) {
+        let hashes = self.hashes(blocks);
+        let client = self.processes[at].client;
+        let (first, rows) = remote.unwrap_or((0, &[]));
+        let (least, most) = self.walk(blocks, first, rows);
+        let records: Vec<_> = rows.iter().map(|row| row.remote).collect();
+        let matched = self.call_quietly(|ladder, now| match remote {
+            None => ladder.match_prefix(client, view, &hashes, want_lease, now),
+            Some(_) => {
+                let remote = RemoteChain { first, records: &records };
+                ladder.match_remote(client, view, &hashes, remote, want_lease, now)
+            }
+        });
+        let Some(matched) = matched else { return };
+        self.imported(&blocks[first as usize..], rows);
+        self.hand_out();
         self.note(u64::from(matched.blocks));
         self.say(|| format!("{client:?} asks {blocks:?}: {matched:?} ({least}..={most})"));
         assert!(matched.blocks <= most, "{} blocks matched, a walk finds {most}", matched.blocks);
@@ -160,12 +186,19 @@ impl World {
 
     fn load(&mut self, at: usize) {
         let Some(which) = self.prefix(at) else { return self.ask(at) };
+        let blocks = self.processes[at].prefixes[which].blocks.len();
+        let first = if self.random.percent(70) { 0 } else { self.random.index(blocks) as u32 };
+        let wait = [Duration::ZERO, Duration::from_micros(100), Duration::from_millis(3), Duration::from_millis(100)];
+        let wait = self.random.pick(&wait);
+        self.load_from(at, which, first, wait);
+    }
+
+    /// Loads a matched prefix from a block on.
+    pub(crate) fn load_from(&mut self, at: usize, which: usize, first: u32, wait: Duration) {
         let (client, prefix) = (self.processes[at].client, &self.processes[at].prefixes[which]);
         let (lease, blocks) = (prefix.lease, prefix.blocks.clone());
-        let first = if self.random.percent(70) { 0 } else { self.random.index(blocks.len()) as u32 };
         let count = blocks.len() as u32 - first;
-        let wait = [Duration::ZERO, Duration::from_micros(100), Duration::from_millis(3), Duration::from_millis(100)];
-        let deadline = self.now + self.random.pick(&wait);
+        let deadline = self.now + wait;
         self.requests += 1;
         let request = RequestId(self.requests);
         let mut out = Vec::new();
@@ -244,7 +277,7 @@ impl World {
             // Children before their parents.
             0 => self.random.index(blocks.len()),
             1 | 2 => 0,
-            _ => (self.walk(&blocks).1 as usize).min(blocks.len() - 1),
+            _ => (self.walk(&blocks, 0, &[]).1 as usize).min(blocks.len() - 1),
         };
         let count = (1 + self.random.index(4)).min(blocks.len() - first);
         let parent = first.checked_sub(1).map(|parent| self.names.hash(blocks[parent]));
@@ -274,6 +307,7 @@ impl World {
             let before = self.oracle.filling.insert(*block, (at, lease));
             assert!(before.is_none(), "{block:?} is filled twice at a time");
             self.oracle.rotted.remove(&place.slot);
+            self.displaced(*block, place.slot);
             let (index, generation, seed) = (granted.index, granted.generation, granted.seed);
             grants.push(Grant { index, block: *block, place, generation, seed, written: false });
         }
@@ -374,6 +408,9 @@ impl World {
 
     fn prefetch(&mut self, at: usize) {
         let (view, blocks) = self.chain(at);
+        if self.ask_catalog(at, view, &blocks, Purpose::Prefetch) {
+            return;
+        }
         let hashes = self.hashes(&blocks);
         let client = self.processes[at].client;
         self.call(|ladder, now| ladder.prefetch(client, view, &hashes, now));

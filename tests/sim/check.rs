@@ -11,26 +11,33 @@ use kvd_tiers::{ClientSlot, SlotEntry, SlotId};
 use crate::blocks::Block;
 use crate::daemon::Recovered;
 use crate::engines::Process;
+use crate::store::Row;
 use crate::world::World;
 
 impl World {
-    fn explained(&self, block: Block) -> Option<ExplainedRecord> {
+    pub(crate) fn explained(&self, block: Block) -> Option<ExplainedRecord> {
         let daemon = self.daemon.as_ref()?;
         daemon.ladder.explain(&self.names.key(block)).records.into_iter().next()
     }
 
     /// How many blocks from the first on are here by a plain walk: those that must match, those that may.
-    pub(crate) fn walk(&self, blocks: &[Block]) -> (u32, u32) {
+    /// `rows`: what the catalog says of the blocks from `first` on, which may match as well.
+    pub(crate) fn walk(&self, blocks: &[Block], first: u32, rows: &[Row]) -> (u32, u32) {
         let Some(daemon) = &self.daemon else { return (0, 0) };
-        let devices = daemon.ladder.stats().devices;
+        let stats = daemon.ladder.stats();
+        let (devices, remotes) = (stats.devices, stats.object.is_some_and(|object| object.up));
         let (mut least, mut most) = (0, 0);
-        for (position, block) in blocks.iter().enumerate() {
-            let Some(record) = self.explained(*block) else { break };
-            let readable = record.nvme.is_some_and(|slot| devices[usize::from(slot.device().0)].readable);
-            if !(record.dram.is_some() || readable) || record.position != position as u32 {
+        for (position, block) in (0..).zip(blocks) {
+            let cataloged = position >= first && position - first < rows.len() as u32;
+            let here = self.explained(*block).filter(|record| {
+                let readable = record.nvme.is_some_and(|slot| devices[usize::from(slot.device().0)].readable);
+                let somewhere = record.dram.is_some() || readable || record.object.is_some() && remotes;
+                somewhere && record.position == position
+            });
+            if here.is_none() && !cataloged {
                 break;
             }
-            if least == most && record.reachable {
+            if least == most && here.is_some_and(|record| record.reachable) {
                 least += 1;
             }
             most += 1;
@@ -52,6 +59,7 @@ impl World {
         self.settle_gone();
         let Some(daemon) = &self.daemon else { return };
         daemon.ladder.self_check();
+        self.check_object();
         if self.events.is_multiple_of(8) {
             self.oracle.bounds(&daemon.ladder.stats(), &self.make, self.now);
         }
@@ -83,7 +91,8 @@ impl World {
         let cascade = self.daemon.as_ref().is_some_and(|daemon| daemon.ladder.stats().cascade_open);
         for block in self.names.all() {
             let Some(record) = self.explained(block).filter(|record| record.reachable && !cascade) else { continue };
-            assert!(record.dram.is_some() || record.nvme.is_some(), "{block:?} is reachable and nowhere");
+            let somewhere = record.dram.is_some() || record.nvme.is_some() || record.object.is_some();
+            assert!(somewhere, "{block:?} is reachable and nowhere");
             if let Some(parent) = self.names.parent(block) {
                 let found = self.explained(parent);
                 let there = found.is_some_and(|parent| parent.reachable);
@@ -146,6 +155,7 @@ impl World {
 
     fn calm(&mut self) {
         self.make.kills = 0;
+        self.calm_store();
         if let Some(daemon) = &self.daemon {
             for drive in &daemon.drives {
                 drive.control.set_plan(FaultPlan::default());
@@ -159,6 +169,7 @@ impl World {
         let stats = daemon.ladder.stats();
         let devices = stats.devices.iter().all(|device| device.vacating == 0 && device.writable);
         let rest = stats.orphans == 0 && stats.purges == 0 && stats.spill_queue == 0 && stats.pins == 0;
+        let rest = rest && self.object_rests();
         devices && rest && daemon.flights.is_empty() && stats.leases == 0 && self.burials.is_empty()
     }
 
@@ -167,6 +178,7 @@ impl World {
         let stats = daemon.ladder.stats();
         assert!(daemon.flights.is_empty(), "moves never end: {:?}", daemon.flights);
         assert_eq!((stats.leases, stats.lease_bytes), (0, 0), "leases leak");
+        self.check_object_at_rest();
         assert_eq!(stats.pins, 0, "pins leak");
         assert_eq!(stats.loads_waiting, 0, "loads leak");
         assert_eq!((stats.orphans, stats.spill_queue, stats.purges), (0, 0, 0), "queues do not drain: {stats:?}");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvd_nixl::io::{Fault, FaultPlan, FaultRule, FaultTrigger, IoKind};
-use kvd_tiers::ladder::{DeviceConfig, LadderConfig};
+use kvd_tiers::ladder::{DeviceConfig, LadderConfig, ObjectConfig};
 
 use crate::random::Random;
 
@@ -16,6 +16,16 @@ pub(crate) enum Disks {
     Honest,
     /// They also lose, tear, misdirect and flip, and say nothing; memory rots as well.
     Lying,
+}
+
+/// The sizes and habits of an object store, and of the thread that speaks to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ObjectHabits {
+    pub(crate) manners: Disks,
+    /// Records of a pack, and of all that are not uploaded.
+    pub(crate) pack_records: usize,
+    pub(crate) records_max: usize,
+    pub(crate) pack_age: Duration,
 }
 
 /// The sizes and habits of a world.
@@ -36,6 +46,7 @@ pub(crate) struct Make {
     pub(crate) operators: bool,
     pub(crate) adaptive: bool,
     pub(crate) ladder: LadderConfig,
+    pub(crate) object: Option<ObjectHabits>,
 }
 
 pub(crate) const MIB: u32 = 1 << 20;
@@ -78,7 +89,30 @@ impl Make {
             operators: random.percent(60),
             adaptive: random.percent(40),
             ladder,
+            object: None,
         }
+    }
+
+    /// Gives half of the worlds an object tier. By a chance of its own, so that the others stay what they were.
+    pub(crate) fn add_object(&mut self, chance: &mut Random) {
+        if chance.percent(50) {
+            return;
+        }
+        self.ladder.object = Some(ObjectConfig {
+            writes: chance.percent(90),
+            gets_max: chance.range(1..6) as u32,
+            get_bytes_max: chance.pick(&[1, 5, 20, 128]) * u64::from(MIB),
+            run_bytes_max: chance.pick(&[1, 9, 16]) * u64::from(MIB),
+            puts_max: chance.range(1..5) as u32,
+            queue_max: chance.pick(&[2, 64]),
+            remotes_max: chance.pick(&[2, 8, 64]),
+        });
+        self.object = Some(ObjectHabits {
+            manners: chance.pick(&[Disks::Sound, Disks::Honest, Disks::Lying]),
+            pack_records: chance.pick(&[1, 3, 8]),
+            records_max: chance.pick(&[2, 32]),
+            pack_age: chance.pick(&[Duration::from_millis(1), Duration::from_millis(30)]),
+        });
     }
 
     /// A plan of faults for the running of one device; `span_bytes` is its size.

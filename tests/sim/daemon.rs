@@ -8,19 +8,37 @@ use kvd_tiers::ladder::{Ladder, LadderConfig, Move, Outcome, VerifyPlace};
 use kvd_tiers::nvme::{Command, OpenError, Restored};
 use kvd_tiers::policy::Policy;
 use kvd_tiers::record::{Expect, SECTOR_BYTES, Scratch, verify_record};
-use kvd_tiers::{ClientSlot, DeviceId, MoveId, NvmeSlot, RestoredPlace, RestoredRecord, SlotEntry, SlotId, TenantId};
+use kvd_tiers::{
+    ClientSlot, DeviceId, MoveId, NvmeSlot, ObjectPlace, RestoredPlace, RestoredRecord, SlotEntry, SlotId, TenantId,
+};
 
+use crate::config::ObjectHabits;
 use crate::disks::{Disk, Drive};
+use crate::questions::Link;
 use crate::random::Random;
+use crate::store::Store;
 use crate::table::Table;
+use crate::tier::Wanted;
 
 /// What a move in flight is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Flight {
     Spill { to: NvmeSlot, entry: SlotEntry },
     Fetch { key: BlockKey },
+    Get { key: BlockKey, from: ObjectPlace, to: SlotId, displaced: bool },
+    Put,
     Vacate,
     Other,
+}
+
+impl Flight {
+    /// Whether it brings this record into the arena, for whoever wants it now.
+    pub(crate) fn fetches(&self, wanted: BlockKey) -> bool {
+        match self {
+            Self::Fetch { key } | Self::Get { key, displaced: false, .. } => *key == wanted,
+            Self::Get { .. } | Self::Spill { .. } | Self::Put | Self::Vacate | Self::Other => false,
+        }
+    }
 }
 
 /// A client process that lives while the daemon starts.
@@ -35,6 +53,7 @@ pub(crate) struct Survivor {
 pub(crate) struct Daemon {
     pub(crate) ladder: Ladder<Table, Box<dyn Policy>>,
     pub(crate) drives: Vec<Drive>,
+    pub(crate) object: Option<Link>,
     pub(crate) flights: BTreeMap<MoveId, (DeviceId, Flight)>,
     /// Outcomes on their way to the core.
     pub(crate) outcomes: Vec<(MoveId, Outcome)>,
@@ -46,6 +65,7 @@ pub(crate) struct Daemon {
 /// How a start goes.
 pub(crate) struct Start<'a> {
     pub(crate) config: LadderConfig,
+    pub(crate) object: Option<ObjectHabits>,
     pub(crate) policy: Box<dyn Policy>,
     pub(crate) table: Table,
     pub(crate) survivors: Vec<Survivor>,
@@ -65,7 +85,7 @@ pub(crate) struct Recovered {
 impl Daemon {
     /// Starts as `kvd::core::serve` does: survivors, segments, fences, records of the arena, zones and records of the devices.
     pub(crate) fn start(disks: &[Disk], start: Start<'_>) -> Result<(Self, Recovered), (DeviceId, OpenError)> {
-        let Start { config, policy, table, survivors, plans, epoch, now, random } = start;
+        let Start { config, object, policy, table, survivors, plans, epoch, now, random } = start;
         let mut recovered = Recovered::default();
         let mut ladder = Ladder::new(config, table.clone(), policy);
         let mut alive = 0;
@@ -104,11 +124,12 @@ impl Daemon {
         ladder.restored(now);
         let scratch = Scratch::default();
         let (flights, outcomes, verifies) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Ok((Self { ladder, drives, flights, outcomes, verifies, scratch }, recovered))
+        let object = object.map(Link::new);
+        Ok((Self { ladder, drives, object, flights, outcomes, verifies, scratch }, recovered))
     }
 
     /// Hands one move to whoever carries it out.
-    pub(crate) fn hand_out(&mut self, next: Move, now: Time) {
+    pub(crate) fn hand_out(&mut self, next: Move, store: Option<&mut Store>, now: Time) {
         let id = next.id();
         let whole = |table: &Table, slot: SlotId, entry: &SlotEntry| {
             let payload = (entry.payload_bytes as usize).next_multiple_of(SECTOR_BYTES);
@@ -126,7 +147,9 @@ impl Daemon {
                 let flight = Flight::Fetch { key: expect.key };
                 (from.device(), flight, Command::Read { id, slot: from, expect, memory })
             }
-            Move::Put { .. } | Move::Get { .. } => unreachable!("this world has no object tier"),
+            Move::Put { .. } | Move::Get { .. } => {
+                return self.hand_to_tier(next, store.expect("a ladder with a tier has a store"), now);
+            }
             Move::Vacate { id, slot } => (slot.device(), Flight::Vacate, Command::Vacate { id, slot }),
             Move::FormatZone { id, device, zone, slot_bytes } => {
                 (device, Flight::Other, Command::FormatZone { id, zone, slot_bytes })
@@ -144,6 +167,25 @@ impl Daemon {
         assert!(self.flights.insert(id, (device, flight)).is_none(), "{id:?} was asked for twice");
         let drive = &mut self.drives[usize::from(device.0)];
         drive.device.handle(command, now).expect("the ladder asks no more than a device takes");
+    }
+
+    fn hand_to_tier(&mut self, next: Move, store: &mut Store, now: Time) {
+        let id = next.id();
+        let link = self.object.as_mut().expect("a ladder with a tier has somebody to speak to it");
+        let flight = match next {
+            Move::Put { id, from, entry } => {
+                link.tier.put(id, from, entry, now, store);
+                Flight::Put
+            }
+            Move::Get { id, from, to, expect } => {
+                let key = expect.key;
+                link.getting(from);
+                link.tier.get(Wanted { id, from, to, expect });
+                Flight::Get { key, from, to, displaced: false }
+            }
+            other => unreachable!("{other:?} is none of the tier's"),
+        };
+        assert!(self.flights.insert(id, (DeviceId(u8::MAX), flight)).is_none(), "{id:?} was asked for twice");
     }
 
     /// Lets the device threads work; what they answer is on its way to the core.
@@ -164,9 +206,10 @@ impl Daemon {
         }
     }
 
-    /// When a device wants to be pumped without an event.
+    /// When a device, or the object tier, wants to be pumped without an event.
     pub(crate) fn devices_due(&self) -> Option<Time> {
-        self.drives.iter().filter_map(|drive| drive.device.poll_timeout()).min()
+        let drives = self.drives.iter().filter_map(|drive| drive.device.poll_timeout());
+        drives.chain(self.object.as_ref().and_then(Link::due)).min()
     }
 }
 

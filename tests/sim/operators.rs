@@ -34,13 +34,22 @@ impl World {
                     1 => Purge::Tenant(tenant),
                     _ => Purge::Namespace(tenant, namespace),
                 };
-                self.oracle.purging(purge);
-                self.call(|ladder, now| ladder.purge(purge, now));
+                self.purge(purge);
             }
             8 => drop(self.call(|ladder, now| ladder.drain(true, now))),
             9..14 => drop(self.call(|ladder, now| ladder.drain(false, now))),
             14 => drop(self.call(|ladder, now| ladder.scrub(true, now))),
             _ => drop(self.call(|ladder, now| ladder.scrub(false, now))),
+        }
+    }
+
+    /// Takes everything of a kind away, in the store as well where there is one.
+    pub(crate) fn purge(&mut self, purge: Purge) {
+        let asked = self.oracle.purging(purge);
+        if self.call(|ladder, now| ladder.purge(purge, now)).is_some()
+            && let Some(link) = self.daemon.as_mut().and_then(|daemon| daemon.object.as_mut())
+        {
+            link.purge(purge, asked);
         }
     }
 }

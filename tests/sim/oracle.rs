@@ -10,6 +10,7 @@ use crate::blocks::{Block, Names};
 use crate::config::{Disks, Make};
 use crate::daemon::Recovered;
 use crate::disks::Disk;
+use crate::store::takes;
 
 /// What may be said of a block.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,30 +53,49 @@ impl Oracle {
         assert!(!fate.gone, "{block:?} is matched after it was taken away: {fate:?}");
     }
 
+    /// When a block was last committed, or was in another node.
+    pub(crate) fn stored(&self, block: Block) -> u64 {
+        self.fates.get(&block).and_then(|fate| fate.committed).unwrap_or(0)
+    }
+
+    pub(crate) fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
+    /// The catalog said where a record of it lies that was stored at `since`: it may be found from now on.
+    pub(crate) fn imported(&mut self, block: Block, since: u64) {
+        let fate = self.fates.entry(block).or_default();
+        if fate.committed.is_none() || fate.gone {
+            *fate = Fate { committed: Some(since), gone: false, buried: false };
+        }
+    }
+
+    /// A purge has come to its end: in the ladder, then in the object tier's store as well.
+    pub(crate) fn purged(&mut self, names: &Names, purge: Purge, asked: u64) {
+        for (block, fate) in &mut self.fates {
+            fate.gone |= takes(names, purge, block.lane) && fate.committed.is_some_and(|committed| committed < asked);
+        }
+    }
+
     pub(crate) fn evicted(&mut self, block: Block) {
         if let Some(fate) = self.fates.get_mut(&block) {
             fate.gone = true;
         }
     }
 
-    pub(crate) fn purging(&mut self, purge: Purge) {
+    /// A purge is about to be asked for. Returns when.
+    pub(crate) fn purging(&mut self, purge: Purge) -> u64 {
         self.serial += 1;
         self.purges.push((purge, self.serial));
+        self.serial
     }
 
     /// Purges that the ladder says are done, are; and what is gone stays gone once the devices have forgotten it.
     pub(crate) fn settle(&mut self, names: &Names, stats: &Stats, flights: usize) {
         if stats.purges == 0 {
             for (purge, asked) in std::mem::take(&mut self.purges) {
-                for (block, fate) in &mut self.fates {
-                    let lane = &names.lanes[block.lane];
-                    let meant = match purge {
-                        Purge::All => true,
-                        Purge::Tenant(tenant) => tenant == lane.tenant,
-                        Purge::Namespace(tenant, digest) => tenant == lane.tenant && digest == lane.namespace,
-                    };
-                    fate.gone |= meant && fate.committed.is_some_and(|committed| committed < asked);
-                }
+                self.purged(names, purge, asked);
             }
         }
         if flights == 0 && stats.devices.iter().all(|device| device.vacating == 0) {

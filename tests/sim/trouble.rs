@@ -8,6 +8,7 @@ use kvd_tiers::record::SECTOR_BYTES;
 
 use crate::config::Disks;
 use crate::disks::Disk;
+use crate::store::Store;
 use crate::table::Table;
 use crate::world::World;
 
@@ -116,6 +117,7 @@ impl World {
         process.forget();
         self.oracle.filling.retain(|_, (filler, _)| *filler != at);
         self.loads.retain(|_, load| load.process != at);
+        self.forget_questions(at);
         if self.daemon.is_some() {
             let when = self.now + self.random.micros(0..2000);
             self.burials.push((when, client, if current { views } else { Vec::new() }));
@@ -134,7 +136,7 @@ impl World {
         for disk in &self.disks {
             disk.sim.kill();
         }
-        self.daemon = None;
+        self.end_daemon();
         self.loads.clear();
         self.burials.clear();
         self.oracle.killed(self.disks.iter().any(|disk| disk.tainted));
@@ -156,7 +158,8 @@ impl World {
             disk.advance(self.now);
         }
         self.disks = disks;
-        self.daemon = None;
+        self.end_daemon();
+        self.store.iter_mut().for_each(Store::lose_power);
         for at in 0..self.processes.len() {
             if self.processes[at].alive {
                 self.end_process(at);
@@ -168,6 +171,13 @@ impl World {
         self.oracle.killed(true);
         self.oracle.rotted.clear();
         self.restart_at = self.now + Duration::from_millis(5);
+    }
+
+    fn end_daemon(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else { return };
+        if let (Some(link), Some(store)) = (&mut daemon.object, &mut self.store) {
+            link.tier.killed(store);
+        }
     }
 
     pub(crate) fn replace_disk(&mut self, number: usize) {

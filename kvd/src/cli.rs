@@ -18,11 +18,13 @@ pub mod bench;
 pub mod configure;
 pub mod demo;
 pub mod exit;
+mod follow;
 pub mod fsck;
 pub mod look;
 pub mod object;
 pub mod output;
 pub mod replay;
+pub mod scrub;
 pub mod selftest;
 pub mod serve;
 pub mod tiers;
@@ -118,8 +120,8 @@ enum Command {
     #[command(after_help = "Examples:\n  kvd drain\n  kvd drain --timeout 5m --json")]
     Drain(Connection),
     /// Verify every record at rest; ends with 6 when one was corrupt.
-    #[command(after_help = "Examples:\n  kvd scrub\n  kvd scrub --timeout 1h --json")]
-    Scrub(Connection),
+    #[command(after_help = scrub::EXAMPLES)]
+    Scrub(scrub::ScrubArgs),
     /// Say why a block is a hit or a miss; ends with 4 when nothing knows it.
     #[command(after_help = "Examples:\n  kvd explain 5f3a0c...\n  kvd explain --namespace 9c41 --json 5f3a0c...")]
     Explain(look::ExplainArgs),
@@ -193,7 +195,7 @@ fn run(command: Command, output: Output) -> Outcome {
         Command::Purge(args) => act::purge(&args, output),
         Command::Prefetch(args) => act::prefetch(&args, output),
         Command::Drain(connection) => act::drain(&connection, output),
-        Command::Scrub(connection) => act::scrub(&connection, output),
+        Command::Scrub(args) => scrub::run(&args, output),
         Command::Explain(args) => look::explain(&args, output),
         Command::Doctor(args) => selftest::run(&args, output),
         Command::Config(command) => configure::run(&command, output),

@@ -23,6 +23,7 @@ mod packing;
 mod presence;
 pub(crate) mod purging;
 mod reading;
+pub(crate) mod scrubbing;
 mod sharing;
 mod spending;
 mod uploading;

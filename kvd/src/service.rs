@@ -11,6 +11,7 @@ mod health;
 mod live;
 mod refusal;
 mod server;
+mod work;
 
 pub use admin::{AdminService, Asks};
 pub use convert::config_values;

@@ -63,7 +63,9 @@ impl Asks for Script {
                 index_bytes: 1024,
             }),
             AdminCommand::Tiers => AdminReply::Tiers(Vec::new()),
-            AdminCommand::ObjectTier => return Err(AdminError::NotFound("object tier in this daemon")),
+            AdminCommand::ObjectTier | AdminCommand::ScrubObject(_) => {
+                return Err(AdminError::NotFound("object tier in this daemon"));
+            }
             AdminCommand::Devices => AdminReply::Devices(vec![DeviceReply {
                 device: 0,
                 path: "/mnt/nvme0".into(),
@@ -227,13 +229,22 @@ async fn blocks_are_named_by_hash_and_by_the_beginning_of_a_namespace() {
 #[tokio::test]
 async fn long_work_reports_until_it_is_finished() {
     let served = Served::start().await;
-    let mut scrub = served.admin().scrub(proto::ScrubRequest {}).await.expect("started").into_inner();
+    let mut scrub = served.admin().scrub(proto::ScrubRequest::default()).await.expect("started").into_inner();
     let mut steps = Vec::new();
     while let Some(step) = scrub.message().await.expect("a step") {
         steps.push(step.progress.expect("progress"));
     }
     let dones: Vec<_> = steps.iter().map(|step| (step.done, step.total, step.corrupt, step.finished)).collect();
     assert_eq!(dones, [(0, 20, 0, false), (10, 20, 0, false), (20, 20, 1, true)]);
+    let nvme = proto::ScrubRequest { tier: proto::Tier::Nvme.into(), ..Default::default() };
+    assert_eq!(refused(served.admin().scrub(nvme).await).code(), Code::InvalidArgument, "it goes with DRAM");
+    let object = |bytes_per_second_max| {
+        let tier = proto::Tier::Object.into();
+        proto::ScrubRequest { tier, bytes_per_second_max, ..Default::default() }
+    };
+    assert_eq!(refused(served.admin().scrub(object(1)).await).code(), Code::InvalidArgument, "that takes for ever");
+    let none = refused(served.admin().scrub(object(0)).await);
+    assert_eq!(none.code(), Code::NotFound, "there is no such tier: {none}");
     let everything = proto::PurgeRequest { target: Some(proto::purge_request::Target::Everything(true)) };
     let mut purge = served.admin().purge(everything).await.expect("started").into_inner();
     let done = purge.message().await.expect("a step").and_then(|step| step.progress).expect("progress");

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use kvd_tests::{Daemon, DaemonOptions, Scratch, ask_serving};
+use kvd_tiers::object::{PackIndex, pack_path};
 use serde_json::Value;
 
 use crate::pool::{BLOCKS, Node, Store, published, served, within};
@@ -76,4 +77,86 @@ fn a_daemon_without_the_tier_says_so() {
     let ended = kvd.args(["tiers", "object", "--socket"]).arg(scratch.socket()).output().expect("kvd can be started");
     assert_eq!(ended.status.code(), Some(4));
     assert!(String::from_utf8_lossy(&ended.stderr).contains("has no object tier"));
+}
+
+fn scrub(node: &Node, more: &[&str]) -> Value {
+    let mut command = vec!["scrub", "--tier", "object"];
+    command.extend(more);
+    ask_serving(&node.scratch, &command)
+}
+
+/// Changes a byte of a record.
+fn rot(store: &Store, pack: &PackIndex) {
+    let path = store.path().join(pack_path(pack.pack));
+    let mut bytes = fs::read(&path).expect("a pack");
+    let first = &pack.entries[0];
+    bytes[(first.offset + first.record_bytes) as usize - 100] ^= 4;
+    fs::write(&path, bytes).expect("written");
+}
+
+#[test]
+fn a_scrub_finds_damage_and_what_lies_in_the_pack_is_a_miss() {
+    let store = Store::folder();
+    let (a, b) = (Node::start("scrub-a", &store, &[]), Node::start("scrub-b", &store, &[]));
+    let (writer, reader) = (a.engine(1), b.engine(2));
+    for chain in 0..4 {
+        assert_eq!(writer.store(chain, 0, BLOCKS).granted, BLOCKS);
+    }
+    a.uploaded(1);
+    let packs = published(&store.path());
+    within("the other node knows the packs", || b.metric("kvd_object_known_packs") == packs.len() as u64);
+    let records: u64 = packs.iter().map(|pack| pack.entries.len() as u64).sum();
+    let whole = scrub(&a, &[]);
+    assert_eq!((&whole["done"], &whole["corrupt"]), (&records.into(), &0.into()), "{whole}");
+    assert_eq!((&whole["finished"], &whole["damaged_packs"]), (&true.into(), &0.into()), "{whole}");
+    let bytes: u64 = packs.iter().map(|pack| pack.pack_bytes()).sum();
+    assert_eq!(whole["bytes"], bytes, "{whole}");
+    assert_eq!(scrub(&b, &[])["done"], 0, "it has no packs of its own");
+    assert_eq!(scrub(&b, &["--all-nodes"])["done"], records);
+
+    // The other node has read nothing of it yet; it stops to ask for the pack, and goes on with the others.
+    rot(&store, &packs[0]);
+    let found = scrub(&b, &["--all-nodes"]);
+    assert_eq!((&found["corrupt"], &found["damaged_packs"]), (&1.into(), &1.into()), "{found}");
+    within("it is forgotten", || tier(&b)["known_packs"] == packs.len() - 1);
+    let again = scrub(&b, &["--all-nodes"]);
+    let left = records - packs[0].entries.len() as u64;
+    assert_eq!((&again["done"], &again["corrupt"]), (&left.into(), &0.into()), "{again}");
+    for chain in 0..4 {
+        assert_eq!(reader.check(chain, BLOCKS).wrong, 0);
+    }
+    assert_eq!(b.metric("kvd_blocks_corrupt_total{tier=\"object\"}"), 0, "no engine met it");
+
+    // Its own node deletes it.
+    let found = scrub(&a, &[]);
+    assert_eq!((&found["corrupt"], &found["damaged_packs"]), (&1.into(), &1.into()), "{found}");
+    let left = published(&store.path());
+    assert_eq!(left.len(), packs.len() - 1);
+    assert!(left.iter().all(|pack| pack.pack != packs[0].pack));
+    assert_eq!(tier(&a)["own_packs"], left.len());
+
+    // One that is gone altogether is damage as well.
+    fs::remove_file(store.path().join(pack_path(left[0].pack))).expect("gone");
+    let found = scrub(&a, &[]);
+    assert_eq!((&found["corrupt"], &found["damaged_packs"]), (&left[0].entries.len().into(), &1.into()), "{found}");
+}
+
+#[test]
+fn a_scrub_joins_the_one_under_way() {
+    let store = Store::folder();
+    let node = Node::start("scrub-join", &store, &[]);
+    let engine = node.engine(1);
+    for chain in 0..6 {
+        assert_eq!(engine.store(chain, 0, BLOCKS).granted, BLOCKS);
+    }
+    node.uploaded(1);
+    // 12 MiB at 1 MiB a second: the second comes while the first goes on.
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| scrub(&node, &["--rate", "1MiB/s"]));
+        within("the first has begun", || node.metric("kvd_object_scrubs_total{outcome=\"asked\"}") == 1);
+        let second = scrub(&node, &["--rate", "unlimited"]);
+        let first = first.join().expect("no panic");
+        assert_eq!((&first["finished"], &second["finished"]), (&true.into(), &true.into()), "{first} {second}");
+    });
+    assert_eq!(node.metric("kvd_object_scrubs_total{outcome=\"done\"}"), 1);
 }

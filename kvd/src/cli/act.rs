@@ -2,13 +2,13 @@
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tonic::{Status, Streaming};
 
 use super::Connection;
 use super::admin::Admin;
 use super::exit::{Exit, Outcome};
+use super::follow::follow;
 use super::output::Output;
-use crate::service::proto::{self, Progress, Tier};
+use crate::service::proto::{self, Tier};
 
 /// Blocks by hash.
 #[derive(Debug, Args)]
@@ -142,36 +142,6 @@ pub fn prefetch(args: &SelectionArgs, output: Output) -> Outcome {
     Changed { blocks: reply.blocks, skipped: reply.skipped }.show("prefetching", output)
 }
 
-/// A stream of progress, whatever its message is called.
-trait Step {
-    fn progress(self) -> Option<Progress>;
-}
-
-macro_rules! steps {
-    ($($message:ident),*) => {$(
-        impl Step for proto::$message {
-            fn progress(self) -> Option<Progress> {
-                self.progress
-            }
-        }
-    )*};
-}
-steps!(PurgeResponse, DrainResponse, ScrubResponse);
-
-async fn follow<S: Step>(mut stream: Streaming<S>, output: Output, what: &str) -> Result<Progress, Status> {
-    let bar = output.progress(0, what);
-    let mut last = Progress::default();
-    while let Some(step) = stream.message().await? {
-        if let Some(progress) = step.progress() {
-            bar.set_length(progress.total);
-            bar.set_position(progress.done);
-            last = progress;
-        }
-    }
-    bar.finish_and_clear();
-    if last.finished { Ok(last) } else { Err(Status::unavailable("the daemon ended the work before it was done")) }
-}
-
 /// `kvd purge`.
 ///
 /// # Errors
@@ -189,7 +159,7 @@ pub fn purge(args: &PurgeArgs, output: Output) -> Outcome {
     };
     output.confirm(args.yes, &format!("Forget {what}?"))?;
     let request = proto::PurgeRequest { target: Some(target) };
-    let done = args
+    let (done, _) = args
         .connection
         .run_long(async |mut admin: Admin| follow(admin.purge(request).await?.into_inner(), output, "purge").await)?;
     output.show(&done, |done| format!("purged {} blocks", done.done))?;
@@ -201,7 +171,7 @@ pub fn purge(args: &PurgeArgs, output: Output) -> Outcome {
 /// # Errors
 /// The daemon does not answer or refuses.
 pub fn drain(connection: &Connection, output: Output) -> Outcome {
-    let done = connection.run_long(async |mut admin: Admin| {
+    let (done, _) = connection.run_long(async |mut admin: Admin| {
         follow(admin.drain(proto::DrainRequest {}).await?.into_inner(), output, "drain").await
     })?;
     output.show(&done, |done| match done.skipped {
@@ -212,16 +182,4 @@ pub fn drain(connection: &Connection, output: Output) -> Outcome {
         ),
     })?;
     Ok(if done.skipped == 0 { Exit::Ok } else { Exit::CheckFailed })
-}
-
-/// `kvd scrub`.
-///
-/// # Errors
-/// The daemon does not answer or refuses.
-pub fn scrub(connection: &Connection, output: Output) -> Outcome {
-    let done = connection.run_long(async |mut admin: Admin| {
-        follow(admin.scrub(proto::ScrubRequest {}).await?.into_inner(), output, "scrub").await
-    })?;
-    output.show(&done, |done| format!("verified {} copies, {} were corrupt", done.done, done.corrupt))?;
-    Ok(if done.corrupt == 0 { Exit::Ok } else { Exit::CheckFailed })
 }

@@ -10,7 +10,7 @@ use super::ConfigSources;
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{Output, bytes, seconds, table};
 use crate::core::ObjectOptions;
-use crate::object::inspecting::{Found, Inspector};
+use crate::object::inspecting::{Found, Inspector, Pace};
 use crate::object::store::{Fault, Store, StoreError};
 
 pub(super) const EXAMPLES: &str = "\
@@ -191,8 +191,9 @@ async fn verify(look: &Inspector<'_>, output: Output) -> Outcome {
     let names = look.names().await.map_err(of_store)?;
     let bar = output.progress(names.len() as u64, "verify packs");
     let mut report = Report::default();
+    let mut pace = Pace::unlimited();
     for name in names {
-        if let Some(found) = look.verify(name).await.map_err(of_store)? {
+        if let Some(found) = look.verify(name, &mut pace).await.map_err(of_store)? {
             report.packs += 1;
             report.records += found.records;
             report.bytes += found.bytes;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -125,6 +126,19 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rate, String> {
+        if text == "unlimited" {
+            return Ok(Rate(None));
+        }
+        let bytes = parse_size(text.strip_suffix("/s").unwrap_or(text))
+            .map_err(|_| format!("`{text}` is not a rate: write \"500MiB/s\" or \"unlimited\""))?;
+        nonzero(bytes)
+    }
+}
+
 struct RateVisitor;
 
 impl Visitor<'_> for RateVisitor {
@@ -135,22 +149,17 @@ impl Visitor<'_> for RateVisitor {
     }
 
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<Rate, E> {
-        SizeVisitor.visit_i64(value).and_then(|size| nonzero(size.0))
+        SizeVisitor.visit_i64(value).and_then(|size| nonzero(size.0).map_err(E::custom))
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Rate, E> {
-        if text == "unlimited" {
-            return Ok(Rate(None));
-        }
-        let bytes = parse_size(text.strip_suffix("/s").unwrap_or(text))
-            .map_err(|_| E::custom(format!("`{text}` is not a rate: write \"500MiB/s\" or \"unlimited\"")))?;
-        nonzero(bytes)
+        text.parse().map_err(E::custom)
     }
 }
 
-fn nonzero<E: de::Error>(bytes: u64) -> Result<Rate, E> {
+fn nonzero(bytes: u64) -> Result<Rate, String> {
     if bytes == 0 {
-        return Err(E::custom("a rate of 0 would stop the tier: write \"unlimited\", or set `enabled = false`"));
+        return Err("a rate of 0 would stop the tier: write \"unlimited\", or set `enabled = false`".into());
     }
     Ok(Rate(Some(bytes)))
 }

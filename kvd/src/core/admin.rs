@@ -6,7 +6,10 @@ use std::time::Duration;
 use kvd_proto::{BlockHash, BlockKey, Epoch, InstanceId, MissReason, NamespaceDigest, Tier};
 use thiserror::Error;
 
-pub use object::{CostReply, ObjectTierReply, RequestsReply, StoreCondition, StoreSpeedReply};
+pub use object::{
+    CostReply, ObjectScrub, ObjectScrubReply, ObjectTierReply, RequestsReply, ScrubbedPacks, StoreCondition,
+    StoreSpeedReply,
+};
 
 mod object;
 
@@ -68,6 +71,10 @@ pub enum AdminCommand {
     Scrub,
     /// How far the verification is.
     ScrubProgress,
+    /// The same for the object tier.
+    ScrubObject(ObjectScrub),
+    /// How far that is.
+    ScrubObjectProgress,
     /// Why a block would hit or miss.
     Explain {
         /// The engine's hash.
@@ -139,6 +146,8 @@ pub enum AdminReply {
     Holdings(u64),
     /// To [`AdminCommand::Scrub`] and [`AdminCommand::ScrubProgress`].
     Scrub(ScrubReply),
+    /// To [`AdminCommand::ScrubObject`] and [`AdminCommand::ScrubObjectProgress`].
+    ScrubObject(ObjectScrubReply),
     /// To [`AdminCommand::Explain`]: one entry per namespace and group that was looked at.
     Explain(Vec<ExplainReply>),
     /// To [`AdminCommand::SetConfig`]: what holds now.

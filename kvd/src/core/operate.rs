@@ -16,6 +16,8 @@ use crate::core::state::{Core, DeviceLink};
 use crate::object::purging::Scope;
 use crate::object::tier::Order;
 
+mod object;
+
 /// Commands in one turn; each is bounded work.
 const COMMANDS_PER_TURN: usize = 4;
 /// Hashes in one command.
@@ -38,10 +40,7 @@ impl Core {
         Ok(match command {
             AdminCommand::Status => AdminReply::Status(self.status(now)),
             AdminCommand::Tiers => AdminReply::Tiers(self.tiers()),
-            AdminCommand::ObjectTier => {
-                let link = self.object.as_ref().ok_or(AdminError::NotFound("object tier in this daemon"))?;
-                AdminReply::ObjectTier(Box::new(link.view.reply(&self.ladder.stats().object.unwrap_or_default())))
-            }
+            AdminCommand::ObjectTier => AdminReply::ObjectTier(Box::new(self.object_tier()?)),
             AdminCommand::Devices => AdminReply::Devices(self.device_replies()),
             AdminCommand::Namespaces(page) => {
                 let (total, namespaces) = paged(page, self.namespace_replies());
@@ -76,6 +75,8 @@ impl Core {
                 AdminReply::Scrub(self.scrub_progress())
             }
             AdminCommand::ScrubProgress => AdminReply::Scrub(self.scrub_progress()),
+            AdminCommand::ScrubObject(wanted) => AdminReply::ScrubObject(self.scrub_object(wanted)?),
+            AdminCommand::ScrubObjectProgress => AdminReply::ScrubObject(self.scrub_object_progress()),
             AdminCommand::Explain { hash, namespace } => AdminReply::Explain(self.explain(&hash, namespace)?),
             AdminCommand::SetConfig(settings) => AdminReply::Settings(self.set_config(settings)),
         })

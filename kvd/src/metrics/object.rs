@@ -42,6 +42,22 @@ pub struct ObjectCounters {
     pub purges_done: Count,
     /// See `purges_asked`.
     pub purges_failed: Count,
+    /// Scrubs of the store that were asked for, came to an end, and failed.
+    pub scrubs_asked: Count,
+    /// See `scrubs_asked`.
+    pub scrubs_done: Count,
+    /// See `scrubs_asked`.
+    pub scrubs_failed: Count,
+    /// Records that a scrub read, whatever it found.
+    pub scrub_records: Count,
+    /// Of those, records that are not what their index says.
+    pub scrub_corrupt: Count,
+    /// Bytes of the packs that a scrub read.
+    pub scrub_bytes: Count,
+    /// Packs in which a scrub found damage.
+    pub scrub_damaged: Count,
+    /// Gauge: records that the scrub under way has before it.
+    pub scrub_left: Count,
     /// Packs of any node deleted because of their age.
     pub packs_expired: Count,
     /// Own packs deleted because nobody read them.
@@ -109,6 +125,24 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
         "kvd_object_purges",
         "Purges of the store; those that failed are done as well",
         purges.map(|(o, n)| (outcome(o), n.get())),
+    )?;
+    let scrubs = [("asked", &c.scrubs_asked), ("done", &c.scrubs_done), ("failed", &c.scrubs_failed)];
+    out.counter(
+        "kvd_object_scrubs",
+        "Scrubs of the store; those that failed are done as well",
+        scrubs.map(|(o, n)| (outcome(o), n.get())),
+    )?;
+    let corrupt = c.scrub_corrupt.get();
+    let scrubbed = [("ok", c.scrub_records.get().saturating_sub(corrupt)), ("corrupt", corrupt)];
+    out.counter(
+        "kvd_object_scrubbed_records",
+        "Records that scrubs of the store read, by what they found",
+        scrubbed.map(|(o, n)| (outcome(o), n)),
+    )?;
+    out.counter(
+        "kvd_object_damaged_packs",
+        "Packs in which scrubs found damage: nothing is read from them any more, and those of this node are deleted",
+        one(c.scrub_damaged.get()),
     )?;
     out.gauge_bytes("kvd_object_own", "Bytes of this node's packs in the store", one(c.own_bytes.get()))?;
     out.gauge("kvd_object_own_packs", "Packs of this node in the store", one(c.own_packs.get()))?;

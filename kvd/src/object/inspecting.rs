@@ -15,8 +15,8 @@ use super::store::{Fault, Store};
 use super::worker::unix_ms;
 use crate::core::ObjectOptions;
 
-/// A pack may take a second for this much, beside the time of a request.
-const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
+/// A pack may take two seconds for this much, beside the time of a request; nobody paces himself to less.
+pub(crate) const BYTES_PER_SECOND_MIN: u64 = 1 << 20;
 
 /// A store, and one that looks at it.
 pub(crate) struct Inspector<'a> {
@@ -33,6 +33,8 @@ pub(crate) struct Found {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verified {
     pub(crate) records: u64,
+    /// Of those, records that are not what the index says.
+    pub(crate) corrupt: u64,
     pub(crate) bytes: u64,
     /// Each with what is wrong.
     pub(crate) damaged: Vec<String>,
@@ -48,7 +50,11 @@ pub(crate) struct Collected {
 
 impl<'a> Inspector<'a> {
     pub(crate) fn new(store: &'a Store, options: &ObjectOptions) -> Self {
-        Self { asking: Asking { store, patience: 4 * options.request_timeout } }
+        Self::of(Asking { store, patience: 4 * options.request_timeout })
+    }
+
+    pub(super) fn of(asking: Asking<'a>) -> Self {
+        Self { asking }
     }
 
     /// The names of all packs that can be found.
@@ -70,15 +76,15 @@ impl<'a> Inspector<'a> {
         }
     }
 
-    /// Reads a whole pack; `None` where it went meanwhile.
-    pub(crate) async fn verify(&self, name: IndexName) -> Result<Option<Verified>, Fault> {
+    /// Reads a whole pack, as fast as `pace` lets it; `None` where it went meanwhile.
+    pub(crate) async fn verify(&self, name: IndexName, pace: &mut Pace) -> Result<Option<Verified>, Fault> {
         let Some(found) = self.look(name).await? else { return Ok(None) };
         let damaged = |why: String| Ok(Some(Verified { damaged: vec![why], ..Verified::default() }));
         let index = match found.index {
             Ok(index) => index,
             Err(why) => return damaged(format!("its index object is none: {why}")),
         };
-        match self.read(&index).await {
+        match self.read(&index, pace).await {
             Ok(verified) => Ok(Some(verified)),
             // Deleted as this was read: the index object goes first.
             Err(Fault::NotFound) if self.look(name).await?.is_none() => Ok(None),
@@ -88,20 +94,21 @@ impl<'a> Inspector<'a> {
         }
     }
 
-    async fn read(&self, index: &PackIndex) -> Result<Verified, Fault> {
+    async fn read(&self, index: &PackIndex, pace: &mut Pace) -> Result<Verified, Fault> {
         let (path, bytes) = (pack_path(index.pack), index.pack_bytes());
-        let deadline: Instant = self.asking.deadline() + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+        let deadline: Instant = self.asking.deadline() + Duration::from_secs(2 * bytes / BYTES_PER_SECOND_MIN);
         let mut verified = Verified { bytes, ..Verified::default() };
         let size = self.asking.store.head(&path, deadline).await?.bytes;
         if size > bytes {
             verified.damaged.push(format!("it has {size} bytes, not {bytes}"));
         }
-        let mut body = self.asking.store.get_range(&path, 0..bytes, deadline).await?;
+        let mut body = self.asking.store.get_range_slowly(&path, 0..bytes, deadline).await?;
         let mut entries = index.entries.iter();
         let mut next = entries.next();
         let mut part = Vec::new();
         while let Some(chunk) = body.next().await {
             let chunk = chunk?;
+            pace.take(chunk.len()).await;
             let mut rest = &chunk[..];
             while let Some(entry) = next.filter(|_| !rest.is_empty()) {
                 let missing = entry.record_bytes as usize - part.len();
@@ -110,7 +117,10 @@ impl<'a> Inspector<'a> {
                 rest = later;
                 if part.len() == entry.record_bytes as usize {
                     verified.records += 1;
-                    verified.damaged.extend(record(&part, entry).err());
+                    if let Err(why) = record(&part, entry) {
+                        verified.corrupt += 1;
+                        verified.damaged.push(why);
+                    }
                     part.clear();
                     next = entries.next();
                 }
@@ -155,6 +165,32 @@ impl<'a> Inspector<'a> {
         }
         collected.left = orphans::collect(self.asking, store_time, |_| false, delete).await?;
         Ok(collected)
+    }
+}
+
+/// How fast bytes are read, over all that is read with it.
+pub(crate) struct Pace {
+    bytes_per_second: Option<u64>,
+    /// When all that was taken may have been.
+    due: Instant,
+}
+
+impl Pace {
+    /// Every byte at once.
+    pub(crate) fn unlimited() -> Self {
+        Self { bytes_per_second: None, due: Instant::now() }
+    }
+
+    pub(super) fn of(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: Some(bytes_per_second.max(BYTES_PER_SECOND_MIN)), due: Instant::now() }
+    }
+
+    /// Takes bytes, and waits until they may have been taken. What was not taken in time is not made up for.
+    async fn take(&mut self, bytes: usize) {
+        let Some(bytes_per_second) = self.bytes_per_second else { return };
+        let takes = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
+        self.due = self.due.max(Instant::now()) + takes;
+        tokio::time::sleep_until(self.due.into()).await;
     }
 }
 

@@ -61,7 +61,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
         };
         let known = shared.catalog.stats();
         shared.counters().packs.set(known.packs);
-        shared.counters().records.set(known.entries_estimate);
+        // An empty database has rows all the same.
+        shared.counters().records.set(if known.packs == 0 { 0 } else { known.entries_estimate });
         tokio::time::sleep(pause).await;
     }
 }
@@ -105,6 +106,7 @@ pub(super) async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
 /// Fetches index objects, some at a time, and learns of them in their order: nobody looks again behind a cursor.
 async fn learn_all(shared: &Arc<Shared>, names: Vec<IndexName>) -> Result<(), Fault> {
     let asking = shared.asking();
+    let names = names.into_iter().filter(|name| !shared.damaged.has(name.pack));
     let fetch = |name: IndexName| async move { (name, asking.index(name).await) };
     let mut fetched = stream::iter(names).map(fetch).buffered(FETCHED_AT_ONCE);
     while let Some((name, index)) = fetched.next().await {

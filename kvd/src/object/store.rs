@@ -243,6 +243,20 @@ impl Store {
     /// # Errors
     /// Any [`Fault`]; an object that ends before the range does is [`Fault::Short`]. The stream ends with its first fault.
     pub async fn get_range(&self, path: &str, range: Range<u64>, deadline: Instant) -> Result<Body, Fault> {
+        let (reader, ticket) = self.open_range(path, range, deadline).await?;
+        Ok(reader.stream(ticket))
+    }
+
+    /// The same for somebody who takes the bytes slowly: nothing is learned from how long that takes.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get_range_slowly(&self, path: &str, range: Range<u64>, deadline: Instant) -> Result<Body, Fault> {
+        let (reader, ticket) = self.open_range(path, range, deadline).await?;
+        Ok(reader.unhurried().stream(ticket))
+    }
+
+    async fn open_range(&self, path: &str, range: Range<u64>, deadline: Instant) -> Result<(Reader, Ticket), Fault> {
         if range.is_empty() {
             return Err(self.refuse(Op::Get, Fault::Other("an empty range".into())));
         }
@@ -253,7 +267,7 @@ impl Store {
             Box::pin(async move { inner.timed(opening).await })
         };
         let (opened, ticket) = self.hedged(deadline, ask).await?;
-        Ok(Reader::new(opened, inner.silence, deadline).stream(ticket))
+        Ok((Reader::new(opened, inner.silence, deadline), ticket))
     }
 
     /// A whole object of at most `bytes_max` bytes.

@@ -27,12 +27,14 @@ use tokio::sync::mpsc;
 use super::identity::{self, IdentityError};
 use super::listing::Asking;
 use super::purging::Scope;
+use super::scrubbing::Damaged;
 use super::sharing::Sharing;
 use super::spending::Spending;
 use super::store::{Store, StoreError};
 use super::view::View;
 use super::{lookups, worker};
 use crate::core::ObjectOptions;
+use crate::core::admin::ObjectScrub;
 use crate::metrics::counters::Counters;
 use crate::metrics::object::ObjectCounters;
 
@@ -70,6 +72,8 @@ pub(crate) enum Order {
     Get(Vec<Wanted>),
     /// Takes everything of a kind out of the store.
     Purge(Scope),
+    /// Verifies what lies in the store.
+    Scrub(ObjectScrub),
 }
 
 /// A record that the ladder wants.
@@ -131,6 +135,7 @@ pub(super) struct Shared {
     pub(super) tenant_key: TenantKey,
     pub(super) sharing: Sharing,
     pub(super) spending: Spending,
+    pub(super) damaged: Damaged,
     pub(super) stop: Arc<AtomicBool>,
     counters: Arc<Counters>,
     outcomes: Sender<(MoveId, Outcome)>,
@@ -210,6 +215,7 @@ pub(crate) fn start(
         tenant_key,
         sharing: Sharing::new(options.share_bytes, cursor),
         spending: Spending::new(Instant::now()),
+        damaged: Damaged::default(),
         stop: ends.stop,
         counters: ends.counters,
         outcomes: ends.outcomes,
@@ -235,6 +241,7 @@ pub(super) fn without_threads(options: &ObjectOptions, data_dir: &Path, tenant_k
         tenant_key,
         sharing: Sharing::new(options.share_bytes, 0),
         spending: Spending::new(Instant::now()),
+        damaged: Damaged::default(),
         stop: Arc::default(),
         counters: Arc::default(),
         outcomes: bounded(1).0,

@@ -23,7 +23,7 @@ use super::reading;
 use super::spending::Spent;
 use super::store::{Fault, Op};
 use super::tier::{Event, ORDERS_WAITING_MAX, Order, RUN_BYTES_MAX, Shared};
-use super::{collecting, learning, uploading};
+use super::{collecting, learning, scrubbing, uploading};
 
 /// Packs being uploaded at a time.
 const UPLOADS_MAX: usize = 2;
@@ -93,6 +93,8 @@ struct Worker {
     /// Purges of the store, one at a time, while nothing is uploaded.
     purges: VecDeque<Scope>,
     purging: JoinSet<Result<u64, Fault>>,
+    /// One at a time.
+    scrubbing: JoinSet<Result<(), Fault>>,
     scratch: Scratch,
     random: SmallRng,
     /// Whether reads, and writes, are worth asking for.
@@ -119,6 +121,7 @@ impl Worker {
             waiting: VecDeque::new(),
             purges: VecDeque::new(),
             purging: JoinSet::new(),
+            scrubbing: JoinSet::new(),
             scratch: Scratch::default(),
             random: SmallRng::from_os_rng(),
             up: (true, true),
@@ -156,6 +159,10 @@ impl Worker {
                 Some(ended) = self.purging.join_next() => match ended {
                     Ok(ended) => self.purged(ended),
                     Err(error) => return tracing::error!(%error, "a purge of the store broke off"),
+                },
+                Some(ended) = self.scrubbing.join_next() => match ended {
+                    Ok(ended) => scrubbing::ended(self.shared.counters(), ended),
+                    Err(error) => return tracing::error!(%error, "a scrub of the store broke off"),
                 },
                 ended = &mut learner => {
                     return tracing::error!(?ended, "packs are learned of no more");
@@ -210,6 +217,9 @@ impl Worker {
                     self.refuse_waiting(Duration::ZERO);
                     self.packing.purge(scope, unix_ms());
                     self.purges.push_back(scope);
+                }
+                Order::Scrub(wanted) => {
+                    self.scrubbing.spawn(scrubbing::run(self.shared.clone(), wanted));
                 }
                 Order::Put { id, entry, memory } => {
                     let waiting = self.put(Waiting { since: Instant::now(), id, entry, memory });

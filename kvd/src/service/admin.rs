@@ -1,19 +1,15 @@
 //! The calls of kvd.admin.v1.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use kvd_proto::{MissReason, NamespaceDigest, Tier};
-use tokio::time::{Instant, sleep};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::convert;
 use super::live::{LiveConfig, ReloadError};
 use super::proto::{self, Progress};
 use super::refusal::{bad_field, of_core, refusal, wrong_reply};
+use super::work::{self, Reports, stream};
 use crate::core::CoreHandle;
 use crate::core::admin::{
     AdminCommand, AdminError, AdminReply, ChangedReply, DeviceState, ObjectTierReply, PAGE_ENTRIES_MAX, Page,
@@ -22,10 +18,6 @@ use crate::core::admin::{
 use crate::metrics::Metrics;
 use crate::metrics::counters::Counters;
 
-/// Long work is looked at this often.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-/// The longest a stream may take.
-const STREAM_TIME_MAX: Duration = Duration::from_secs(3600);
 const SELECTION_HASHES_MAX: usize = 4096;
 
 /// Whoever answers admin commands: the core, or a test.
@@ -48,8 +40,6 @@ pub struct AdminService<C> {
     metrics: Arc<Metrics>,
     live: Arc<LiveConfig>,
 }
-
-type ProgressStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Asks the core and takes the reply apart, or fails with what it was instead.
 macro_rules! ask {
@@ -135,41 +125,11 @@ impl<C: Asks> AdminService<C> {
     }
 }
 
-/// Sends what `work` reports until it is finished, fails, takes too long or nobody listens.
-fn stream<T, F, W>(mut step: W, wrap: fn(Progress) -> T) -> ProgressStream<T>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<Progress, Status>> + Send,
-    W: FnMut() -> F + Send + 'static,
-{
-    let (sender, receiver) = tokio::sync::mpsc::channel(4);
-    tokio::spawn(async move {
-        let end = Instant::now() + STREAM_TIME_MAX;
-        loop {
-            let progress = match step().await {
-                _ if Instant::now() > end => Err(refusal(
-                    Code::DeadlineExceeded,
-                    "TOO_LONG",
-                    "the work goes on, but is no longer reported",
-                    None,
-                )),
-                progress => progress,
-            };
-            let last = progress.as_ref().map_or(true, |progress| progress.finished);
-            if sender.send(progress.map(wrap)).await.is_err() || last {
-                return;
-            }
-            sleep(PROGRESS_INTERVAL).await;
-        }
-    });
-    Box::pin(ReceiverStream::new(receiver))
-}
-
 #[tonic::async_trait]
 impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
-    type PurgeStream = ProgressStream<proto::PurgeResponse>;
-    type DrainStream = ProgressStream<proto::DrainResponse>;
-    type ScrubStream = ProgressStream<proto::ScrubResponse>;
+    type PurgeStream = Reports<proto::PurgeResponse>;
+    type DrainStream = Reports<proto::DrainResponse>;
+    type ScrubStream = Reports<proto::ScrubResponse>;
 
     async fn status(&self, _: Request<proto::StatusRequest>) -> Result<Response<proto::StatusResponse>, Status> {
         let status = ask!(self.core, AdminCommand::Status, AdminReply::Status(status) => status);
@@ -339,10 +299,11 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
                 let finished = status.purges == 0 && status.store_purges == 0;
                 // Behind a purge that has ended engines store again.
                 let left = if finished { 0 } else { held.min(blocks) };
-                Ok(Progress { done: blocks - left, total: blocks, skipped, corrupt: 0, finished })
+                let progress = Progress { done: blocks - left, total: blocks, skipped, corrupt: 0, finished };
+                Ok(proto::PurgeResponse { progress: Some(progress) })
             }
         };
-        Ok(Response::new(stream(step, |progress| proto::PurgeResponse { progress: Some(progress) })))
+        Ok(Response::new(stream(step)))
     }
 
     async fn prefetch(
@@ -366,28 +327,15 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
                 let finished = status.drains > before;
                 let left = if finished { status.drain_left } else { status.dram_only }.min(records);
                 let skipped = if finished { left } else { 0 };
-                Ok(Progress { done: records - left, total: records, skipped, corrupt: 0, finished })
+                let progress = Progress { done: records - left, total: records, skipped, corrupt: 0, finished };
+                Ok(proto::DrainResponse { progress: Some(progress) })
             }
         };
-        Ok(Response::new(stream(step, |progress| proto::DrainResponse { progress: Some(progress) })))
+        Ok(Response::new(stream(step)))
     }
 
-    async fn scrub(&self, _: Request<proto::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
-        let first = ask!(self.core, AdminCommand::Scrub, AdminReply::Scrub(scrub) => scrub);
-        let core = self.core.clone();
-        let step = move || {
-            let core = core.clone();
-            async move {
-                let now = ask!(core, AdminCommand::ScrubProgress, AdminReply::Scrub(scrub) => scrub);
-                // Another run may have begun behind ours.
-                let finished = !now.running || now.runs > first.runs;
-                let remaining = if finished { 0 } else { now.remaining };
-                let done = now.verified.saturating_sub(first.verified);
-                let corrupt = now.corrupt.saturating_sub(first.corrupt);
-                Ok(Progress { done, total: done + remaining, skipped: 0, corrupt, finished })
-            }
-        };
-        Ok(Response::new(stream(step, |progress| proto::ScrubResponse { progress: Some(progress) })))
+    async fn scrub(&self, request: Request<proto::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        Ok(Response::new(work::scrub(self.core.clone(), request.into_inner()).await?))
     }
 
     async fn explain(

@@ -136,3 +136,40 @@ pub struct CostReply {
     /// Bytes of this node's packs in the store now.
     pub stored_bytes: u64,
 }
+
+/// What of the object tier is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectScrub {
+    /// Whose packs.
+    pub packs: ScrubbedPacks,
+    /// How fast the store is read at most.
+    pub bytes_per_second_max: u64,
+}
+
+/// Whose packs are verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ScrubbedPacks {
+    /// Those of this node.
+    Own,
+    /// Those of the tenant, whichever node wrote them.
+    Known,
+}
+
+/// How the verification of the object tier stands. Counts are since the start of the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ObjectScrubReply {
+    /// Runs that came to their end.
+    pub runs: u64,
+    /// Of those, runs that ended because the store could not be read.
+    pub failed: u64,
+    /// Records read.
+    pub verified: u64,
+    /// Records that are not what their index says.
+    pub corrupt: u64,
+    /// Packs in which damage was found.
+    pub damaged_packs: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Records still to read in this run.
+    pub remaining: u64,
+}

@@ -20,12 +20,18 @@ pub(super) struct Reader {
     begun: Instant,
     deadline: Instant,
     silence: Duration,
+    unhurried: bool,
 }
 
 impl Reader {
     pub(super) fn new(opened: Opened, silence: Duration, deadline: Instant) -> Reader {
         let Opened { source, bytes } = opened;
-        Reader { source, wanted: bytes, got: 0, begun: Instant::now(), deadline, silence }
+        Reader { source, wanted: bytes, got: 0, begun: Instant::now(), deadline, silence, unhurried: false }
+    }
+
+    /// Whoever reads takes its time: how long that takes says nothing about the store.
+    pub(super) fn unhurried(self) -> Reader {
+        Reader { unhurried: true, ..self }
     }
 
     /// The next bytes; `None` when all have come and no more than those.
@@ -64,7 +70,9 @@ impl Reader {
                 }
                 Ok(None) => {
                     let (bytes, took) = reader.progress();
-                    ticket.measured(bytes, took);
+                    if !reader.unhurried {
+                        ticket.measured(bytes, took);
+                    }
                     ticket.settle(None);
                     None
                 }

@@ -3,11 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvd_tests::{Checked, Daemon, DaemonOptions, Scratch, TestEngine, ask_serving};
 use kvd_tiers::object::pack::{TRAILER_BYTES, parse_trailer};
-use kvd_tiers::object::{INDEX_PREFIX, IndexName, PackIndex, pack_path};
+use kvd_tiers::object::{INDEX_PREFIX, IndexName, PACKS_PREFIX, PackIndex, pack_path};
 
 use crate::server::Server;
 
@@ -20,7 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Where packs lie.
 pub(crate) enum Store {
     Folder(tempfile::TempDir),
-    Server(Server),
+    /// A folder in a server's bucket.
+    Server {
+        server: Arc<Server>,
+        folder: String,
+    },
 }
 
 impl Store {
@@ -28,19 +33,49 @@ impl Store {
         Self::Folder(tempfile::Builder::new().prefix("kvd-store-").tempdir().expect("a folder"))
     }
 
+    /// A folder in the bucket of the server that tests share, or why there is none.
+    pub(crate) fn server(folder: &str) -> Result<Self, String> {
+        Ok(Self::Server { server: Server::shared()?, folder: folder.to_owned() })
+    }
+
+    /// Where the server listens.
+    pub(crate) fn port(&self) -> u16 {
+        match self {
+            Self::Folder(_) => panic!("nobody listens"),
+            Self::Server { server, .. } => server.port(),
+        }
+    }
+
+    /// Names and lengths of all packs and index objects.
+    pub(crate) fn objects(&self) -> Vec<(String, u64)> {
+        let all = match self {
+            Self::Folder(_) => {
+                let root = self.path();
+                let named = |path: PathBuf| {
+                    let bytes = fs::metadata(&path).ok()?.len();
+                    Some((path.strip_prefix(&root).ok()?.to_str()?.to_owned(), bytes))
+                };
+                files(&root).into_iter().filter_map(named).collect()
+            }
+            Self::Server { server, folder } => server.objects(folder),
+        };
+        let of_packs = |name: &str| name.starts_with(PACKS_PREFIX) || name.starts_with(INDEX_PREFIX);
+        all.into_iter().filter(|(name, _)| of_packs(name)).collect()
+    }
+
     /// The folder, where it is one: its files are the objects.
     pub(crate) fn path(&self) -> PathBuf {
         match self {
             Self::Folder(folder) => folder.path().join("objects"),
-            Self::Server(_) => panic!("a server's objects are its own"),
+            Self::Server { .. } => panic!("a server's objects are its own"),
         }
     }
 
     fn set(&self, options: DaemonOptions) -> DaemonOptions {
         match self {
             Self::Folder(_) => options.with("tiers.object.url", &format!("file://{}", self.path().display())),
-            Self::Server(server) => options
-                .with("tiers.object.url", &format!("s3://{}/test", Server::BUCKET))
+            Self::Server { server, folder } => options
+                .with("tiers.object.url", &format!("s3://{}/{folder}", Server::BUCKET))
                 .with("tiers.object.endpoint", &server.endpoint())
                 .with("tiers.object.credentials_file", &server.credentials().display().to_string()),
         }
@@ -97,30 +132,26 @@ impl Node {
         fs::remove_file(self.scratch.data().join("nvme.kvd")).expect("gone");
     }
 
+    /// What the daemon was told, for commands that read its configuration.
+    pub(crate) fn settings(&self) -> Vec<String> {
+        let place = [("data_dir".to_owned(), self.scratch.data().display().to_string())];
+        let given = self.options.set.iter().cloned();
+        place.into_iter().chain(given).flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]).collect()
+    }
+
     pub(crate) fn engine(&self, number: u8) -> TestEngine {
         TestEngine::connect(&self.scratch.socket(), number, BLOCK_BYTES, BLOCKS as usize)
     }
 
-    fn metrics(&self) -> String {
+    /// Everything the daemon counts.
+    pub(crate) fn metrics(&self) -> String {
         let answer = ask_serving(&self.scratch, &["status", "--metrics"]);
         answer["text"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Requests of this kind that went wrong, for whatever reason; that there is no such object is none.
-    pub(crate) fn faults(&self, op: &str) -> u64 {
-        let text = self.metrics();
-        let of_op = format!("kvd_object_requests_total{{op=\"{op}\",");
-        let wrong = |line: &&str| {
-            line.starts_with(&of_op) && !line.contains("outcome=\"ok\"") && !line.contains("outcome=\"not_found\"")
-        };
-        text.lines().filter(wrong).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
-    }
-
     /// A counter or gauge of the daemon; 0 while it has no such series.
     pub(crate) fn metric(&self, series: &str) -> u64 {
-        let text = self.metrics();
-        let found = text.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).next();
-        found.and_then(|value| value.parse::<f64>().ok()).map_or(0, |value| value as u64)
+        value(&self.metrics(), series)
     }
 
     /// Waits until so many packs of this node are in the store and nothing is left to be uploaded.
@@ -132,6 +163,12 @@ impl Node {
             put >= packs && left == 0
         });
     }
+}
+
+/// A counter or gauge in what a daemon counts; 0 while it has no such series.
+pub(crate) fn value(metrics: &str, series: &str) -> u64 {
+    let found = metrics.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).next();
+    found.and_then(|value| value.parse::<f64>().ok()).map_or(0, |value| value as u64)
 }
 
 /// Waits until something is so.
@@ -185,9 +222,4 @@ pub(crate) fn published(store: &Path) -> Vec<PackIndex> {
         Some(index)
     });
     visible.collect()
-}
-
-/// All objects of a store that is a folder.
-pub(crate) fn objects(store: &Path) -> usize {
-    files(&store.join("packs")).len() + files(&store.join("index")).len()
 }

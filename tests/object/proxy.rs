@@ -23,9 +23,12 @@ pub(crate) enum Kind {
     Put,
     List,
     Delete,
+    Head,
 }
 
 impl Kind {
+    pub(crate) const ALL: [Self; 5] = [Self::Get, Self::Put, Self::List, Self::Delete, Self::Head];
+
     /// The word for it in metrics.
     pub(crate) const fn label(self) -> &'static str {
         match self {
@@ -33,6 +36,7 @@ impl Kind {
             Self::Put => "put",
             Self::List => "list",
             Self::Delete => "delete",
+            Self::Head => "head",
         }
     }
 
@@ -42,6 +46,7 @@ impl Kind {
             "GET" => Some(Self::Get),
             "PUT" => Some(Self::Put),
             "DELETE" => Some(Self::Delete),
+            "HEAD" => Some(Self::Head),
             _ => None,
         }
     }
@@ -72,6 +77,8 @@ pub(crate) enum Trouble {
     FlipSent,
     /// The server does it, and the answer is lost.
     Lost,
+    /// Nobody listens, whatever is asked.
+    Refused,
 }
 
 /// Which requests something happens to.
@@ -122,12 +129,8 @@ impl Proxy {
 
     /// From now on this happens to requests of the kind whose path has `part` in it.
     pub(crate) fn trouble(&self, kind: Kind, part: &'static str, trouble: Trouble) {
+        self.shared.refusing.store(matches!(trouble, Trouble::Refused), Ordering::SeqCst);
         self.set(Some(Rule { kind, part, trouble }));
-    }
-
-    /// From now on connections are refused.
-    pub(crate) fn refuse(&self) {
-        self.shared.refusing.store(true, Ordering::SeqCst);
     }
 
     /// Nothing happens to requests any more.
@@ -136,7 +139,7 @@ impl Proxy {
         self.set(None);
     }
 
-    /// Requests that something happened to, or that were refused.
+    /// Requests that something happened to; of refused connections nobody knows.
     pub(crate) fn met(&self) -> u64 {
         self.shared.met.load(Ordering::SeqCst)
     }
@@ -253,6 +256,7 @@ fn serve(shared: &Shared, mut client: TcpStream, server: u16) -> io::Result<()> 
             wait(shared, turn);
             return Ok(());
         }
+        Some(Trouble::Refused) => return Ok(()),
         Some(Trouble::FlipSent) => flip(&mut request.body),
         _ => {}
     }

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
@@ -25,13 +26,26 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) const BUCKET: &str = "kvd";
 
+    /// The one of all tests that do nothing to the server itself: it ends with the last of them.
+    pub(crate) fn shared() -> Result<Arc<Self>, String> {
+        static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = shared.upgrade() {
+            return Ok(server);
+        }
+        let server = Arc::new(Self::start()?);
+        *shared = Arc::downgrade(&server);
+        Ok(server)
+    }
+
     /// Starts it, or says why it cannot be had here.
     pub(crate) fn start() -> Result<Self, String> {
         let weed = weed()?;
         let folder = tempfile::Builder::new().prefix("kvd-weed-").tempdir().map_err(|error| error.to_string())?;
         let config = format!(
             "{{\"identities\": [{{\"name\": \"kvd\", \"credentials\": [{{\"accessKey\": \"{KEY}\", \"secretKey\": \"{SECRET}\"}}], \
-             \"actions\": [\"Admin\", \"Read\", \"Write\", \"List\", \"Tagging\"]}}]}}"
+             \"actions\": [\"Admin\", \"Read\", \"Write\", \"List\", \"Tagging\"]}}, \
+             {{\"name\": \"anonymous\", \"actions\": [\"Read\", \"List\"]}}]}}"
         );
         let written =
             |name: &str, text: String| fs::write(folder.path().join(name), text).map_err(|error| error.to_string());
@@ -89,6 +103,26 @@ impl Server {
         self.folder.path().join("credentials")
     }
 
+    /// Names and lengths of all objects below a folder of the bucket, without the folder's name: asked for without a
+    /// signature, which this server allows for lists.
+    pub(crate) fn objects(&self, folder: &str) -> Vec<(String, u64)> {
+        let mut found: Vec<(String, u64)> = Vec::new();
+        loop {
+            let after = found.last().map_or_else(String::new, |(name, _)| format!("&start-after={folder}/{name}"));
+            let target = format!("/{}?list-type=2&prefix={folder}/{after}", Self::BUCKET);
+            let page = get(self.port, &target).expect("the server lists");
+            let before = found.len();
+            for object in page.split("<Contents>").skip(1) {
+                let name = element(object, "Key").and_then(|key| key.strip_prefix(folder)?.strip_prefix('/'));
+                let bytes = element(object, "Size").and_then(|bytes| bytes.parse().ok());
+                found.extend(name.map(str::to_owned).zip(bytes));
+            }
+            if found.len() == before || element(&page, "IsTruncated") != Some("true") {
+                return found;
+            }
+        }
+    }
+
     fn wait_until_ready(&mut self) -> Result<(), String> {
         let until = Instant::now() + READY_MAX;
         while !healthy(self.port) {
@@ -131,11 +165,24 @@ impl Drop for Server {
 }
 
 fn healthy(port: u16) -> bool {
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
-    let asked = stream.write_all(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    let mut answer = [0; 12];
-    asked.is_ok() && stream.read_exact(&mut answer).is_ok() && answer.ends_with(b" 200")
+    get(port, "/healthz").is_some()
+}
+
+/// The body of an answer that says 200.
+fn get(port: u16, target: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    write!(stream, "GET {target} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    head.split_ascii_whitespace().nth(1).filter(|status| *status == "200").map(|_| body.to_owned())
+}
+
+/// The text of the first element of this name.
+fn element<'x>(xml: &'x str, name: &str) -> Option<&'x str> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once(&format!("</{name}>"))?.0)
 }
 
 /// Four free ports; the server takes each plus 10 000 as well.

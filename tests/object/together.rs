@@ -7,7 +7,6 @@ use kvd_tests::{Daemon, skip};
 use serde_json::Value;
 
 use crate::pool::{BLOCKS, Node, Store, published, within};
-use crate::server::Server;
 
 const OWN: &str = "kvd_object_own_records";
 const KNOWN: &str = "kvd_object_records_not_uploaded_total{outcome=\"known\"}";
@@ -110,8 +109,8 @@ fn a_trace_played_on_two_nodes_at_once_is_uploaded_once() {
     if std::env::var_os("KVD_OBJECT").is_none() {
         return skip(name, "set KVD_OBJECT=1 to run it");
     }
-    let server = match Server::start() {
-        Ok(server) => server,
+    let store = match Store::server("trace") {
+        Ok(store) => store,
         Err(reason) => return skip(name, &reason),
     };
     let sizes = [
@@ -123,7 +122,6 @@ fn a_trace_played_on_two_nodes_at_once_is_uploaded_once() {
         ("tiers.object.sync_every", "1s"),
         ("tiers.object.request_timeout", "10s"),
     ];
-    let store = Store::Server(server);
     let nodes = pair("trace", &store, &sizes);
     let replays = [replay(&nodes[0]), replay(&nodes[1])];
     let wrong: u64 = replays.map(wrong_blocks).into_iter().sum();

@@ -30,6 +30,8 @@ pub struct ObjectCounters {
     pub records_missing: Count,
     /// Packs of other nodes that were learned of.
     pub packs_learned: Count,
+    /// Index objects that were read and held no index.
+    pub packs_unreadable: Count,
     /// Packs that were found to be gone.
     pub packs_gone: Count,
     /// Own packs deleted to stay within the share.
@@ -101,10 +103,10 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
         "Packs of any node that this one deleted from the store, beside those that its share had no room for",
         deleted.map(|(r, n)| (reason(r), n.get())),
     )?;
-    let others = [("learned", &c.packs_learned), ("gone", &c.packs_gone)];
+    let others = [("learned", &c.packs_learned), ("gone", &c.packs_gone), ("unreadable", &c.packs_unreadable)];
     out.counter(
         "kvd_object_packs_seen",
-        "Packs that others made, or that were found to be gone",
+        "Packs that others made, that were found to be gone, or whose index object held no index when it was read",
         others.map(|(o, n)| (outcome(o), n.get())),
     )?;
     let put = [("known", &c.records_known), ("given_up", &c.records_dropped), ("fallen", &c.records_fallen)];

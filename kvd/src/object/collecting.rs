@@ -42,6 +42,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 /// One turn; ends with its first fault. Idleness is counted from `started_ms`: what was read before it is not known.
 pub(super) async fn turn(shared: &Arc<Shared>, started_ms: u64, now_ms: u64) -> Result<(), Fault> {
+    finish(shared).await?;
     for name in idle(shared, started_ms, now_ms) {
         remove(shared, name).await?;
         shared.counters().packs_idle.add(1);
@@ -90,6 +91,15 @@ async fn remove_expired(shared: &Shared, names: Vec<IndexName>) -> Result<(), Fa
         shared.counters().packs_expired.add(1);
     }
     Ok(())
+}
+
+/// Deletes what is half deleted; how many packs that were.
+pub(super) async fn finish(shared: &Shared) -> Result<u64, Fault> {
+    let going = shared.sharing.going();
+    for name in &going {
+        remove(shared, *name).await?;
+    }
+    Ok(going.len() as u64)
 }
 
 /// Deletes a pack of any node, and forgets it.

@@ -1,5 +1,6 @@
 //! Learning of packs: new index objects again and again, all of them now and then.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,10 @@ const PER_NODE_MAX: usize = 1000;
 const OBJECTS_MAX: usize = 1 << 24;
 /// Index objects fetched at a time; the largest has 5 MiB.
 const FETCHED_AT_ONCE: usize = 8;
+/// Index objects that were read and held no index, to be read once more: bits flip, and proxies answer for stores.
+const DOUBTED_MAX: usize = 1000;
+/// Until a doubted one is read again; the pause doubles, and ends with the next full listing.
+const DOUBTED_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after turns that failed.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
@@ -27,21 +32,25 @@ pub(super) async fn run(shared: Arc<Shared>) {
     let mut all_due = Instant::now();
     let mut failures = 0u32;
     let mut presence = Presence::default();
+    let mut doubted = Doubted::default();
     loop {
         let turn = async {
             // Before anything is uploaded: who looks for packs looks at nodes that have said that they write.
             presence.say(&shared).await;
             let nodes = presence.nodes(&shared).await?;
             if !shared.sharing.is_ready() {
-                list_own(&shared).await?;
+                list_own(&shared, &mut doubted).await?;
                 shared.sharing.set_ready(&shared);
             }
             if Instant::now() >= all_due {
-                list_all(&shared).await?;
+                // What was doubted is among what is unknown.
+                doubted.0.clear();
+                reconcile(&shared, &mut doubted).await?;
                 shared.sharing.set_ready(&shared);
                 all_due = Instant::now() + LIST_ALL_EVERY;
             } else {
-                list_new(&shared, &nodes).await?;
+                list_new(&shared, &nodes, &mut doubted).await?;
+                doubted.read_again(&shared).await?;
             }
             Ok::<(), Fault>(())
         };
@@ -68,14 +77,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 /// What this node itself has in the store: it must be known before more is put there.
-async fn list_own(shared: &Arc<Shared>) -> Result<(), Fault> {
+async fn list_own(shared: &Arc<Shared>, doubted: &mut Doubted) -> Result<(), Fault> {
     let present = shared.asking().index_names(&node_prefix(shared.node), OBJECTS_MAX).await?;
     let unknown = present.into_iter().filter(|name| shared.catalog.pack(name.pack).is_none());
-    learn_all(shared, unknown.collect()).await
+    learn_all(shared, unknown.collect(), doubted).await
 }
 
 /// What every other node published since the last look.
-async fn list_new(shared: &Arc<Shared>, nodes: &[NodeName]) -> Result<(), Fault> {
+async fn list_new(shared: &Arc<Shared>, nodes: &[NodeName], doubted: &mut Doubted) -> Result<(), Fault> {
     for node in nodes.iter().copied().filter(|node| *node != shared.node) {
         let after = IndexName::after(node, shared.catalog.cursor(node));
         let prefix = node_prefix(node);
@@ -83,13 +92,18 @@ async fn list_new(shared: &Arc<Shared>, nodes: &[NodeName]) -> Result<(), Fault>
             .store
             .list(prefix.trim_end_matches('/'), Some(&after), PER_NODE_MAX, shared.asking().deadline())
             .await?;
-        learn_all(shared, listed.iter().filter_map(|object| IndexName::parse(&object.path)).collect()).await?;
+        let names = listed.iter().filter_map(|object| IndexName::parse(&object.path));
+        learn_all(shared, names.collect(), doubted).await?;
     }
     Ok(())
 }
 
 /// Compares the catalog with everything that is published.
 pub(super) async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
+    reconcile(shared, &mut Doubted::default()).await
+}
+
+async fn reconcile(shared: &Arc<Shared>, doubted: &mut Doubted) -> Result<(), Fault> {
     let since = shared.catalog.mark();
     let present = shared.asking().index_names(INDEX_PREFIX, OBJECTS_MAX).await?;
     let catalog = shared.catalog.clone();
@@ -100,33 +114,75 @@ pub(super) async fn list_all(shared: &Arc<Shared>) -> Result<(), Fault> {
             Err(error) => return Err(Fault::Other(format!("the catalog cannot be compared with the store: {error}"))),
         };
     shared.counters().packs_gone.add(reconciled.removed.len() as u64);
-    learn_all(shared, reconciled.unknown).await
+    learn_all(shared, reconciled.unknown, doubted).await
 }
 
 /// Fetches index objects, some at a time, and learns of them in their order: nobody looks again behind a cursor.
-async fn learn_all(shared: &Arc<Shared>, names: Vec<IndexName>) -> Result<(), Fault> {
+async fn learn_all(shared: &Arc<Shared>, names: Vec<IndexName>, doubted: &mut Doubted) -> Result<(), Fault> {
     let asking = shared.asking();
     let names = names.into_iter().filter(|name| !shared.damaged.has(name.pack));
     let fetch = |name: IndexName| async move { (name, asking.index(name).await) };
     let mut fetched = stream::iter(names).map(fetch).buffered(FETCHED_AT_ONCE);
     while let Some((name, index)) = fetched.next().await {
-        learn(shared, name, index).await?;
+        if learn(shared, name, index).await? == Learned::Unreadable {
+            doubted.insert(name);
+        }
     }
     Ok(())
 }
 
-/// Learns of a pack by its index object. One that is gone, or is none, is passed over.
+/// Index objects that held no index when they were read, each with the time to read it again and the pause after that.
+#[derive(Default)]
+struct Doubted(BTreeMap<IndexName, (Instant, Duration)>);
+
+impl Doubted {
+    fn insert(&mut self, name: IndexName) {
+        if self.0.len() < DOUBTED_MAX {
+            self.0.entry(name).or_insert((Instant::now() + DOUBTED_PAUSE, 2 * DOUBTED_PAUSE));
+        }
+    }
+
+    /// Reads those whose time has come.
+    async fn read_again(&mut self, shared: &Arc<Shared>) -> Result<(), Fault> {
+        let now = Instant::now();
+        let due: Vec<_> = self.0.iter().filter(|(_, (at, _))| *at <= now).map(|(name, _)| *name).collect();
+        for name in due {
+            match learn(shared, name, shared.asking().index(name).await).await? {
+                Learned::Unreadable => {
+                    let Some((at, pause)) = self.0.get_mut(&name) else { continue };
+                    *at = now + *pause;
+                    *pause = LIST_ALL_EVERY.min(2 * *pause);
+                }
+                Learned::Known | Learned::Gone => {
+                    self.0.remove(&name);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What became of an index object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Learned {
+    Known,
+    Gone,
+    /// It cannot be read, or is none.
+    Unreadable,
+}
+
+/// Learns of a pack by its index object. One that is gone, or is none, is passed over: others must not wait for it.
 async fn learn(
     shared: &Arc<Shared>,
     name: IndexName,
     index: Result<Result<PackIndex, String>, Fault>,
-) -> Result<(), Fault> {
+) -> Result<Learned, Fault> {
     let index = match index {
         Ok(index) => index,
-        Err(Fault::NotFound) => return Ok(()),
-        Err(fault @ (Fault::NoBucket(_) | Fault::Open)) => return Err(fault),
+        Err(Fault::NotFound) => return Ok(Learned::Gone),
+        // Of who asks, not of the object.
+        Err(fault @ (Fault::NoBucket(_) | Fault::Open | Fault::Denied(_))) => return Err(fault),
         Err(fault) if fault.is_transient() => return Err(fault),
-        // One object that cannot be read must not keep the others away: the next full listing finds it again.
         Err(fault) => Err(fault.to_string()),
     };
     let catalog = shared.catalog.clone();
@@ -135,10 +191,16 @@ async fn learn(
         Err(error) => catalog.skip(name).map(|()| Err(error)),
     });
     match learned.await.map_err(|error| Fault::Other(error.to_string()))? {
-        Ok(Ok(new)) => shared.counters().packs_learned.add(u64::from(new && name.node != shared.node)),
-        Ok(Err(error)) => tracing::warn!(object = %name.path(), error, "an index object is passed over"),
+        Ok(Ok(new)) => {
+            shared.counters().packs_learned.add(u64::from(new && name.node != shared.node));
+            Ok(Learned::Known)
+        }
+        Ok(Err(error)) => {
+            shared.counters().packs_unreadable.add(1);
+            tracing::warn!(object = %name.path(), error, "an index object is passed over");
+            Ok(Learned::Unreadable)
+        }
         // All that follow would fail as well.
-        Err(error) => return Err(Fault::Other(format!("the catalog cannot be written: {error}"))),
+        Err(error) => Err(Fault::Other(format!("the catalog cannot be written: {error}"))),
     }
-    Ok(())
 }

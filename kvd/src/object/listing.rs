@@ -1,10 +1,13 @@
 //! The store page by page: everything below a prefix, in bounded memory, each request within its own time.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use kvd_tiers::object::{INDEX_BYTES_MAX, INDEX_PREFIX, IndexName, PackIndex};
+use futures_util::StreamExt as _;
+use kvd_tiers::object::pack::{TRAILER_BYTES, parse_trailer};
+use kvd_tiers::object::{INDEX_BYTES_MAX, INDEX_PREFIX, IndexName, PackIndex, PackName, pack_path};
 
 use super::store::{Fault, Listed, Store};
 
@@ -58,6 +61,35 @@ impl<'a> Asking<'a> {
             Ok(_) => Err("it is another pack's".into()),
             Err(error) => Err(error.to_string()),
         })
+    }
+}
+
+impl Asking<'_> {
+    /// The index that a pack of this length ends with; `None` where it has none, or is gone.
+    pub(super) async fn index_in_pack(&self, pack: PackName, bytes: u64) -> Result<Option<PackIndex>, Fault> {
+        let Some(end) = bytes.checked_sub(TRAILER_BYTES as u64) else { return Ok(None) };
+        let Some(trailer) = self.part(pack, end..bytes).await? else { return Ok(None) };
+        let index_bytes = parse_trailer(&trailer).map(u64::from);
+        let Some(start) = index_bytes.and_then(|index_bytes| end.checked_sub(index_bytes)) else { return Ok(None) };
+        let Some(index) = self.part(pack, start..end).await? else { return Ok(None) };
+        Ok(PackIndex::decode(&index).ok().filter(|index| index.pack == pack))
+    }
+
+    /// A small part of a pack; `None` where it is not there.
+    async fn part(&self, pack: PackName, range: Range<u64>) -> Result<Option<Vec<u8>>, Fault> {
+        let read = async {
+            let mut body = self.store.get_range(&pack_path(pack), range, self.deadline()).await?;
+            let mut bytes = Vec::new();
+            while let Some(more) = body.next().await {
+                bytes.extend_from_slice(&more?);
+            }
+            Ok(bytes)
+        };
+        match read.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Fault::NotFound | Fault::Short { cut: false, .. }) => Ok(None),
+            Err(fault) => Err(fault),
+        }
     }
 }
 

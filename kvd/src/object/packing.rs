@@ -10,7 +10,7 @@ use kvd_nixl::sys::MemoryExtent;
 use kvd_proto::{BlockKey, SHARD_BYTES, Shard};
 use kvd_tiers::SlotEntry;
 use kvd_tiers::object::pack::{PackBuilder, PushError, Pushed, SealedPack};
-use kvd_tiers::object::{NodeName, PackName, Realm};
+use kvd_tiers::object::{IndexName, NodeName, PackIndex, PackName, Realm};
 use kvd_tiers::record::{Expect, Mismatch, verify_bytes};
 
 use super::memory::Memory;
@@ -61,6 +61,8 @@ pub(super) struct Closed {
     pub(super) settled: bool,
     /// The number of its index object, once it was to be published: a second attempt meets what the first put there.
     pub(super) number: Option<u64>,
+    /// It may be in the store, published or not.
+    pub(super) sent: bool,
     /// Uploads of it that failed.
     pub(super) failures: u32,
 }
@@ -75,6 +77,7 @@ impl Closed {
             pack: Some(pack),
             settled: false,
             number: None,
+            sent: false,
             failures: 0,
         }
     }
@@ -82,6 +85,14 @@ impl Closed {
     /// Whose records it holds.
     pub(super) fn realm(&self) -> &Realm {
         &self.realm
+    }
+
+    /// What of it may lie in the store though it is given up: the name of its index object, and its bytes.
+    pub(super) fn left(&self) -> Option<(IndexName, u64)> {
+        let pack = self.pack.as_ref().filter(|_| self.sent)?;
+        let PackIndex { node, pack: name, .. } = pack.index;
+        // Without a number there was none.
+        Some((IndexName { node, seq: self.number.unwrap_or(0), pack: name }, pack.bytes))
     }
 
     /// Records that were gathered in it.
@@ -240,22 +251,22 @@ impl Packing {
         self.closed.push_front(closed);
     }
 
-    /// Gives up the oldest pack whose upload has not begun. Returns its number of records.
-    pub(super) fn drop_oldest(&mut self) -> Option<u64> {
+    /// Gives up the oldest pack that is not being uploaded.
+    pub(super) fn drop_oldest(&mut self) -> Option<Closed> {
         let dropped = self.closed.pop_front()?;
         self.gone(&dropped);
-        Some(dropped.records())
+        Some(dropped)
     }
 
     /// Drops what was gathered of a kind.
-    pub(super) fn purge(&mut self, scope: Scope, now_ms: u64) {
+    pub(super) fn purge(&mut self, scope: Scope, now_ms: u64) -> Vec<Closed> {
         while let Some(at) = self.open.iter().position(|open| scope.takes(&open.realm)) {
             self.close(at, now_ms);
         }
-        let (gone, kept) = self.closed.drain(..).partition(|closed| scope.takes(closed.realm()));
-        self.closed = kept;
-        let gone: VecDeque<Closed> = gone;
+        let (gone, kept): (Vec<_>, Vec<_>) = self.closed.drain(..).partition(|closed| scope.takes(closed.realm()));
+        self.closed = kept.into();
         gone.iter().for_each(|closed| self.gone(closed));
+        gone
     }
 
     /// A pack is in the store, or given up.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvd_tiers::object::Realm;
+use kvd_tiers::object::{PACKS_PREFIX, PackName, Realm, parse_pack_path};
 
 use super::store::Fault;
 use super::tier::Shared;
@@ -47,8 +47,10 @@ pub(super) async fn purge(shared: Arc<Shared>, scope: Scope) -> Result<u64, Faul
     }
 }
 
-/// One look at all that is published; how many packs of the scope there were.
+/// One look at all that there is; how many packs of the scope there were. What is half deleted may be of the scope, and
+/// no listing of index objects shows it: it goes first, whosever it is.
 async fn pass(shared: &Arc<Shared>, scope: Scope) -> Result<u64, Fault> {
+    let finished = collecting::finish(shared).await?;
     learning::list_all(shared).await?;
     let catalog = shared.catalog.clone();
     let found = tokio::task::spawn_blocking(move || {
@@ -58,5 +60,26 @@ async fn pass(shared: &Arc<Shared>, scope: Scope) -> Result<u64, Fault> {
     for name in &found {
         collecting::remove(shared, *name).await?;
     }
-    Ok(found.len() as u64)
+    let invisible = if found.is_empty() { remove_invisible(shared, scope).await? } else { 0 };
+    Ok(finished + found.len() as u64 + invisible)
+}
+
+/// Deletes packs of the scope that no index object speaks of: what crashes and late answers left behind. They tell themselves
+/// whose they are. One that its node is about to publish goes as well, and is a miss to whoever learns of it.
+async fn remove_invisible(shared: &Arc<Shared>, scope: Scope) -> Result<u64, Fault> {
+    let asking = shared.asking();
+    let mut packs = asking.pages(PACKS_PREFIX);
+    let mut deleted = 0;
+    while let Some(page) = packs.next().await? {
+        for object in page {
+            let unknown = |pack: &PackName| shared.catalog.pack(*pack).is_none();
+            let Some(pack) = parse_pack_path(&object.path).filter(unknown) else { continue };
+            let index = asking.index_in_pack(pack, object.bytes).await?;
+            if index.is_some_and(|index| scope.takes(&index.realm)) {
+                shared.store.delete(&object.path, asking.deadline()).await?;
+                deleted += 1;
+            }
+        }
+    }
+    Ok(deleted)
 }

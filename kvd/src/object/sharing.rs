@@ -12,6 +12,9 @@ use super::store::Fault;
 use super::tier::Shared;
 use super::worker::unix_ms;
 
+/// Deletes that did not come to their end and are remembered; of more than these, what is left is an orphan.
+const GOING_MAX: usize = 1000;
+
 /// Sequence numbers of index objects: microseconds since 1970 where the clock allows it, so that a node which lost its
 /// catalog goes on behind what it published before.
 pub(super) struct Numbers(u64);
@@ -36,6 +39,9 @@ struct Own {
 struct Owned {
     packs: BTreeMap<PackName, Own>,
     bytes: u64,
+    /// Packs, of any node, that this one is deleting or has failed to: what made them visible may be gone already, and then
+    /// nobody else knows of them. They count as long as they may be there.
+    going: BTreeMap<PackName, IndexName>,
     /// Bytes that uploads under way will add.
     promised: u64,
 }
@@ -78,27 +84,60 @@ impl Sharing {
         self.ready.store(true, Ordering::Relaxed);
     }
 
-    /// Counts anew what the catalog says is this node's.
+    /// Counts anew what the catalog says is this node's, and what is half deleted.
     fn recount(&self, shared: &Shared) {
         let mut owned = self.owned();
         let known = std::mem::take(&mut owned.packs);
-        owned.bytes = 0;
         for row in shared.catalog.packs_of(shared.node) {
             let used_ms = known.get(&row.name).map_or(row.created_ms, |own| own.used_ms);
-            owned.bytes += row.bytes;
             let records = u64::from(row.records);
             owned.packs.insert(row.name, Own { name: row.index_name(), bytes: row.bytes, records, used_ms });
         }
+        for (pack, own) in known.into_iter().filter(|(pack, _)| owned.going.contains_key(pack)).collect::<Vec<_>>() {
+            owned.packs.entry(pack).or_insert(own);
+        }
+        owned.bytes = owned.packs.values().map(|own| own.bytes).sum();
         show(shared, &owned);
     }
 
     /// A pack of this node is in the store.
     pub(super) fn published(&self, shared: &Shared, name: IndexName, bytes: u64, records: u64) {
+        self.insert(shared, Own { name, bytes, records, used_ms: unix_ms() });
+    }
+
+    /// A pack of this node is given up, and may be in the store all the same, visible or not: it is counted, and goes.
+    pub(super) fn abandoned(&self, shared: &Shared, name: IndexName, bytes: u64) {
+        if self.begin(name) {
+            self.insert(shared, Own { name, bytes, records: 0, used_ms: 0 });
+        }
+    }
+
+    fn insert(&self, shared: &Shared, own: Own) {
         let mut owned = self.owned();
+        owned.bytes += own.bytes;
         // A listing may have shown it already.
-        let before = owned.packs.insert(name.pack, Own { name, bytes, records, used_ms: unix_ms() });
-        owned.bytes = owned.bytes + bytes - before.map_or(0, |own| own.bytes);
+        let before = owned.packs.insert(own.name.pack, own);
+        owned.bytes -= before.map_or(0, |own| own.bytes);
         show(shared, &owned);
+    }
+
+    /// Remembers that a pack is to go; whether there was room for that.
+    fn begin(&self, name: IndexName) -> bool {
+        let going = &mut self.owned().going;
+        let room = going.len() < GOING_MAX || going.contains_key(&name.pack);
+        if room {
+            going.insert(name.pack, name);
+        }
+        room
+    }
+
+    fn ended(&self, pack: PackName) {
+        self.owned().going.remove(&pack);
+    }
+
+    /// Packs whose deletion has begun, and perhaps failed half way.
+    pub(super) fn going(&self) -> Vec<IndexName> {
+        self.owned().going.values().copied().collect()
     }
 
     /// A pack was read, by this node; one of another node is none of its business.
@@ -129,7 +168,8 @@ impl Sharing {
                     owned.promised += bytes;
                     return Ok(Promise { sharing: self, bytes });
                 }
-                owned.packs.values().min_by_key(|own| own.used_ms).map(|own| own.name)
+                let coming = |own: &&Own| (!owned.going.contains_key(&own.name.pack), own.used_ms);
+                owned.packs.values().min_by_key(coming).map(|own| own.name)
             };
             let Some(victim) = victim else {
                 return Err(Fault::Full("tiers.object.share is used up by packs under way".into()));
@@ -169,13 +209,17 @@ fn show(shared: &Shared, owned: &Owned) {
     shared.counters().own_records.set(owned.packs.values().map(|own| own.records).sum());
 }
 
-/// Deletes a pack: first what makes it visible, then what it is. What a crash leaves between the two is an orphan.
+/// Deletes a pack: first what makes it visible, then what it is. What a crash leaves between the two is an orphan; what a
+/// fault leaves is remembered.
 pub(super) async fn delete(shared: &Shared, name: IndexName, deadline: Instant) -> Result<(), Fault> {
+    shared.sharing.begin(name);
     shared.store.delete(&name.path(), deadline).await?;
     let catalog = shared.catalog.clone();
     let removed = tokio::task::spawn_blocking(move || catalog.remove(name.pack)).await;
     if !matches!(removed, Ok(Ok(_))) {
         tracing::warn!(?removed, "the catalog does not hear of a pack that goes");
     }
-    shared.store.delete(&pack_path(name.pack), deadline).await
+    shared.store.delete(&pack_path(name.pack), deadline).await?;
+    shared.sharing.ended(name.pack);
+    Ok(())
 }

@@ -25,19 +25,23 @@ pub(super) async fn upload(shared: &Shared, closed: &mut Closed) -> Result<bool,
     // The name is random: whatever is there already is what an attempt before this one put there.
     let tail = Bytes::from(pack.tail.clone());
     let parts = pack.records.iter().cloned().chain([tail]).collect();
-    shared.store.put_new(&pack_path(pack.index.pack), parts, deadline).await?;
+    let put = shared.store.put_new(&pack_path(pack.index.pack), parts, deadline).await;
+    closed.sent |=
+        !matches!(put, Err(Fault::Denied(_) | Fault::NoBucket(_) | Fault::Full(_) | Fault::ReadOnly | Fault::Open));
+    put?;
     // One at a time: nobody looks again behind the number he has seen.
     let mut publishing = sharing.publishing.lock().await;
     let seq = *closed.number.get_or_insert_with(|| publishing.next());
     let name = IndexName { node: shared.node, seq, pack: pack.index.pack };
     shared.store.put_new(&name.path(), vec![Bytes::from(pack.index_bytes.clone())], deadline).await?;
     drop(publishing);
-    sharing.published(shared, name, pack.bytes, pack.index.entries.len() as u64);
     let (catalog, index) = (shared.catalog.clone(), pack.index.clone());
     let added = tokio::task::spawn_blocking(move || catalog.add(name, &index)).await;
     if !matches!(added, Ok(Ok(_))) {
         tracing::warn!(?added, "the catalog does not learn of a pack of this node");
     }
+    // Behind the catalog, from which packs are counted anew now and then.
+    sharing.published(shared, name, pack.bytes, pack.index.entries.len() as u64);
     Ok(true)
 }
 

@@ -215,7 +215,9 @@ impl Worker {
                 Order::Get(mut records) => wanted.append(&mut records),
                 Order::Purge(scope) => {
                     self.refuse_waiting(Duration::ZERO);
-                    self.packing.purge(scope, unix_ms());
+                    for closed in self.packing.purge(scope, unix_ms()) {
+                        self.abandon(&closed);
+                    }
                     self.purges.push_back(scope);
                 }
                 Order::Scrub(wanted) => {
@@ -328,21 +330,32 @@ impl Worker {
         };
         // One that was not even asked for says nothing about the pack.
         closed.failures += u32::from(fault != Fault::Open);
-        let hopeless = !fault.is_transient() && fault != Fault::Open;
+        // Credentials are renewed, and buckets made again.
+        let passing = matches!(fault, Fault::Open | Fault::Denied(_) | Fault::NoBucket(_));
+        let hopeless = !fault.is_transient() && !passing;
         if self.purges.iter().any(|scope| scope.takes(closed.realm())) {
             // Purged while it was on its way: it must not come after the purge.
+            self.abandon(&closed);
             self.packing.gone(&closed);
         } else if hopeless || closed.failures >= UPLOAD_FAILURES_MAX {
             let records = closed.records();
             tracing::warn!(%fault, records, "a pack cannot be uploaded and is given up");
             counters.packs_dropped.add(1);
             counters.records_dropped.add(records);
+            self.abandon(&closed);
             self.packing.gone(&closed);
         } else {
             self.packing.again(closed);
         }
         // Nothing more is sent to a store that was found down just now.
         self.look();
+    }
+
+    /// What a given up pack may have left in the store goes.
+    fn abandon(&self, closed: &Closed) {
+        if let Some((name, bytes)) = closed.left() {
+            self.shared.sharing.abandoned(&self.shared, name, bytes);
+        }
     }
 
     /// Whether the store answers, and whether anybody has waited for room too long.
@@ -382,7 +395,9 @@ impl Worker {
 
     /// The oldest pack is given up, so that younger ones find room when the store comes back.
     fn make_room(&mut self) {
-        if let Some(records) = self.packing.drop_oldest() {
+        if let Some(closed) = self.packing.drop_oldest() {
+            let records = closed.records();
+            self.abandon(&closed);
             tracing::warn!(records, "a pack is given up: the store takes less than is stored");
             self.shared.counters().packs_dropped.add(1);
             self.shared.counters().records_dropped.add(records);

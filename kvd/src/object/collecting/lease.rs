@@ -73,7 +73,12 @@ pub(crate) async fn hold(
             Err(fault) => return Err(fault),
         }
     }
-    let store_time = asking.store.head(&path, asking.deadline()).await?.modified;
+    let store_time = match asking.store.head(&path, asking.deadline()).await {
+        Ok(found) => found.modified,
+        // A later term took it away meanwhile.
+        Err(Fault::NotFound) => return Ok(None),
+        Err(fault) => return Err(fault),
+    };
     for old in terms {
         asking.store.delete(&self::path(old), asking.deadline()).await?;
     }

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bound;
 mod faults;
 mod operator;
 mod pool;

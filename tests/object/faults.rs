@@ -116,7 +116,7 @@ impl Field {
                 return None;
             }
         };
-        let proxy = Proxy::start(store.port());
+        let proxy = Proxy::start(store.of_server().port());
         let endpoint = proxy.endpoint();
         let mut settings = vec![("tiers.object.request_timeout", REQUEST_TIMEOUT), ("tiers.object.pack_bytes", "4MiB")];
         settings.extend(more);

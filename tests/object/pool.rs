@@ -10,7 +10,7 @@ use kvd_tests::{Checked, Daemon, DaemonOptions, Scratch, TestEngine, ask_serving
 use kvd_tiers::object::pack::{TRAILER_BYTES, parse_trailer};
 use kvd_tiers::object::{INDEX_PREFIX, IndexName, PACKS_PREFIX, PackIndex, pack_path};
 
-use crate::server::Server;
+use crate::server::{Make, Server};
 
 pub(crate) const BLOCK_BYTES: usize = 64 << 10;
 /// Blocks of a chain.
@@ -38,11 +38,16 @@ impl Store {
         Ok(Self::Server { server: Server::shared()?, folder: folder.to_owned() })
     }
 
-    /// Where the server listens.
-    pub(crate) fn port(&self) -> u16 {
+    /// A server of its own, to which something is done.
+    pub(crate) fn own_server(make: Make) -> Result<Self, String> {
+        Ok(Self::Server { server: Arc::new(Server::start(make)?), folder: "own".to_owned() })
+    }
+
+    /// The server, where it is one.
+    pub(crate) fn of_server(&self) -> &Server {
         match self {
-            Self::Folder(_) => panic!("nobody listens"),
-            Self::Server { server, .. } => server.port(),
+            Self::Folder(_) => panic!("a folder has no server"),
+            Self::Server { server, .. } => server,
         }
     }
 

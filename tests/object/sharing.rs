@@ -7,7 +7,7 @@ use kvd_tests::{Daemon, skip};
 
 use crate::pool::{BLOCKS, Node, Store, published, served};
 
-fn one_stores_and_the_other_serves(store: &Store, name: &str) {
+pub(crate) fn one_stores_and_the_other_serves(store: &Store, name: &str) {
     // Room for all of it: a server that has just been started may take seconds for its first objects, and records that
     // wait for room longer than that are given up.
     let room = ("tiers.object.pack_bytes", "8MiB");

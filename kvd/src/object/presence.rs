@@ -14,6 +14,8 @@ use super::worker::unix_ms;
 
 /// Between two times that a node says it.
 const SAID_EVERY: Duration = Duration::from_secs(60);
+/// What a node has said is in its own listings by then, also where a network's file system keeps old ones for a while.
+const SEEN_AFTER: Duration = Duration::from_secs(5);
 /// A node that has not said it for so long, by the store's clock, has no turn.
 const ALIVE_FOR: Duration = Duration::from_secs(180);
 /// Nodes that are looked at; a pool is smaller.
@@ -47,10 +49,14 @@ impl Presence {
         let listed = shared.store.list(folder, None, NODES_MAX, shared.asking().deadline()).await?;
         let named = |object: &Listed| PresenceName::parse(&object.path).map(|name| (name, object.modified));
         let found: Vec<_> = listed.iter().filter_map(named).collect();
-        if let Some((said, _)) = self.said {
+        if let Some((said, at)) = self.said {
             for (old, _) in found.iter().filter(|(name, _)| name.node == said.node && *name != said) {
                 // What stays goes with the next turn, or with a collector's.
                 let _ = shared.store.delete(&old.path(), shared.asking().deadline()).await;
+            }
+            if at.elapsed() > SEEN_AFTER && !found.iter().any(|(name, _)| *name == said) {
+                // The bucket is another, or somebody has cleared it: it is said again with the next turn.
+                self.said = None;
             }
         }
         let alive = alive(&found);

@@ -1,30 +1,48 @@
 //! Memory of bytes on their way to or from a store, used again: fresh pages cost as much time as copying bytes into them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
 /// Memory that came back, by its length. Clones are the same one.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Memory {
     /// Guards lists; held for a few instructions, and no other lock is taken under it.
-    idle: Arc<Mutex<HashMap<usize, Vec<Vec<u8>>>>>,
+    idle: Arc<Mutex<Idle>>,
+    /// Bytes that are kept at most.
+    idle_max: u64,
+}
+
+#[derive(Debug, Default)]
+struct Idle {
+    pieces: HashMap<usize, Vec<Vec<u8>>>,
+    bytes: u64,
 }
 
 impl Memory {
+    /// None yet; of what comes back so many bytes are kept.
+    pub(super) fn new(idle_max: u64) -> Self {
+        Self { idle: Arc::default(), idle_max }
+    }
+
     /// Memory of `bytes` bytes, with whatever was in it last.
     pub(super) fn take(&self, bytes: usize) -> Piece {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = idle.get_mut(&bytes).and_then(Vec::pop);
+        let mut idle = self.idle();
+        let used = idle.pieces.get_mut(&bytes).and_then(Vec::pop);
+        idle.bytes -= used.as_ref().map_or(0, |used| used.len() as u64);
         drop(idle);
         Piece { bytes: used.unwrap_or_else(|| vec![0; bytes]), home: self.clone() }
     }
 
     /// Gives all back that nobody uses.
     pub(super) fn clear(&self) {
-        let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
+        let idle = std::mem::take(&mut *self.idle());
         drop(idle);
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -57,8 +75,12 @@ impl AsMut<[u8]> for Piece {
 impl Drop for Piece {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        let mut idle = self.home.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.entry(bytes.len()).or_default().push(bytes);
+        let mut idle = self.home.idle();
+        // Lengths differ by layout: pieces of one that is used no more must not add up with those of the next.
+        if idle.bytes + bytes.len() as u64 <= self.home.idle_max {
+            idle.bytes += bytes.len() as u64;
+            idle.pieces.entry(bytes.len()).or_default().push(bytes);
+        }
     }
 }
 
@@ -68,7 +90,7 @@ mod tests {
 
     #[test]
     fn memory_is_used_again_when_the_last_of_its_clones_is_gone() {
-        let memory = Memory::default();
+        let memory = Memory::new(1 << 20);
         let mut piece = memory.take(8192);
         piece.as_mut().fill(7);
         let frozen = piece.freeze();
@@ -82,5 +104,14 @@ mod tests {
         assert!(memory.take(8192).as_ref().iter().all(|byte| *byte == 7));
         memory.clear();
         assert!(memory.take(8192).as_ref().iter().all(|byte| *byte == 0), "nothing is kept");
+    }
+    #[test]
+    fn no_more_is_kept_than_may_be() {
+        let memory = Memory::new(10_000);
+        let pieces: Vec<_> = (0..3).map(|_| memory.take(4096)).collect();
+        drop(pieces);
+        assert_eq!(memory.idle().bytes, 8192);
+        drop(memory.take(4000));
+        assert_eq!(memory.idle().bytes, 8192, "there is no room for another length");
     }
 }

@@ -136,7 +136,7 @@ impl Packing {
             closed: VecDeque::new(),
             records: HashSet::new(),
             bytes: 0,
-            memory: Memory::default(),
+            memory: Memory::new(bytes_max),
             idle_since: None,
         }
     }

@@ -1,6 +1,5 @@
 //! One request each, without deadline or retry: what is asked of the library's client, in this crate's words.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,8 +16,8 @@ use object_store::{
 
 use super::client::Client;
 use super::fault::{is_there_already, of_disk};
-use super::{Fault, Op, Put, folder};
-use crate::object::memory::Memory;
+use super::folder::Folder;
+use super::{Fault, Op, Put};
 
 /// What all stores give at most in one page of a list.
 const PAGE_MAX: usize = 1000;
@@ -28,7 +27,7 @@ pub(super) enum Source {
     /// The network.
     Stream(BoxStream<'static, object_store::Result<Bytes>>),
     /// A file from a place to another.
-    File { file: Arc<File>, at: u64, end: u64, memory: Memory },
+    File { folder: Arc<Folder>, file: Arc<File>, at: u64, end: u64 },
 }
 
 impl Source {
@@ -40,8 +39,8 @@ impl Source {
                 Some(Ok(bytes)) => Ok(Some(bytes)),
                 Some(Err(error)) => Err(Fault::of_body(&error, wanted, got)),
             },
-            Source::File { file, at, end, memory } => {
-                let read = folder::read_chunk(Arc::clone(file), memory.clone(), *at..*end);
+            Source::File { folder, file, at, end } => {
+                let read = folder.read_chunk(Arc::clone(file), *at..*end);
                 let bytes = read.await.map_err(|error| of_disk(&error))?;
                 *at += bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
                 Ok(bytes)
@@ -78,23 +77,31 @@ impl Client {
     fn store(&self) -> &dyn ObjectStore {
         match self {
             Client::Bucket { store, .. } => store.as_ref(),
-            Client::Folder { store, .. } => store.as_ref(),
+            Client::Folder(folder) => &folder.store,
         }
     }
 
-    /// Where a folder's bytes are read into.
-    fn memory(&self) -> Memory {
+    /// What is missing may be so because the whole folder is.
+    async fn missing(&self, fault: Fault) -> Fault {
         match self {
-            Client::Bucket { .. } => Memory::default(),
-            Client::Folder { memory, .. } => memory.clone(),
+            Client::Folder(folder) if fault == Fault::NotFound => folder.stands().await.err().unwrap_or(fault),
+            _ => fault,
         }
     }
 
     pub(super) fn put<'s>(&'s self, path: &'s Path, payload: PutPayload) -> BoxFuture<'s, Result<Put, Fault>> {
         Box::pin(async move {
-            self.folder_stands().await?;
-            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-            match self.store().put_opts(path, payload, options).await {
+            let put = match self {
+                Client::Bucket { store, .. } => {
+                    let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+                    store.put_opts(path, payload, options).await
+                }
+                Client::Folder(folder) => {
+                    folder.stands().await?;
+                    folder.put(path, payload).await
+                }
+            };
+            match put {
                 Ok(_) => Ok(Put::Created),
                 Err(error) if is_there_already(&error) => Ok(Put::AlreadyThere),
                 Err(error) => Err(Fault::of(&error, Op::Put)),
@@ -108,26 +115,30 @@ impl Client {
             let asked = match self {
                 Client::Bucket { .. } => range.clone().map(GetRange::Bounded),
                 // A file is opened whole: the range is cut below.
-                Client::Folder { .. } => None,
+                Client::Folder(_) => None,
             };
             let options = GetOptions { range: asked, ..GetOptions::default() };
             let answer = self.store().get_opts(path, options).await;
             let wanted = range.as_ref().map_or(0, |range| range.end - range.start);
-            let answer = answer.map_err(|error| match Fault::of(&error, Op::Get) {
-                Fault::Short { got, cut, .. } => Fault::Short { wanted, got, cut },
-                fault => fault,
-            })?;
+            let answer = match answer.map_err(|error| Fault::of(&error, Op::Get)) {
+                Ok(answer) => answer,
+                Err(Fault::Short { got, cut, .. }) => return Err(Fault::Short { wanted, got, cut }),
+                Err(fault) => return Err(self.missing(fault).await),
+            };
             let size = answer.meta.size;
             let range = range.unwrap_or(0..size);
             if range.end > size {
                 let got = size.saturating_sub(range.start);
                 return Err(Fault::Short { wanted, got, cut: false });
             }
-            let source = match answer.payload {
-                GetResultPayload::Stream(stream) => Source::Stream(stream),
-                GetResultPayload::File(file, _) => {
-                    let memory = self.memory();
-                    Source::File { file: Arc::new(file), at: range.start, end: range.end, memory }
+            let source = match (self, answer.payload) {
+                (_, GetResultPayload::Stream(stream)) => Source::Stream(stream),
+                (Client::Folder(folder), GetResultPayload::File(file, _)) => {
+                    let (folder, file) = (Arc::clone(folder), Arc::new(file));
+                    Source::File { folder, file, at: range.start, end: range.end }
+                }
+                (Client::Bucket { .. }, GetResultPayload::File(..)) => {
+                    return Err(Fault::Other("a bucket gave a file".into()));
                 }
             };
             Ok(Opened { source, bytes: range.end - range.start })
@@ -135,7 +146,12 @@ impl Client {
     }
 
     pub(super) fn head<'s>(&'s self, path: &'s Path) -> BoxFuture<'s, Result<ObjectMeta, Fault>> {
-        Box::pin(async move { self.store().head(path).await.map_err(|error| Fault::of(&error, Op::Head)) })
+        Box::pin(async move {
+            match self.store().head(path).await {
+                Ok(meta) => Ok(meta),
+                Err(error) => Err(self.missing(Fault::of(&error, Op::Head)).await),
+            }
+        })
     }
 
     pub(super) fn delete<'s>(&'s self, path: &'s Path) -> BoxFuture<'s, Result<(), Fault>> {
@@ -163,46 +179,12 @@ impl Client {
                     let page = page.map_err(|error| Fault::of(&error, Op::List))?;
                     Ok(Page { objects: page.result.objects, token: page.page_token })
                 }
-                Client::Folder { store, .. } => {
-                    self.folder_stands().await?;
-                    let listed = match &question.after {
-                        Some(after) => store.list_with_offset(Some(&question.prefix), after),
-                        None => store.list(Some(&question.prefix)),
-                    };
-                    Ok(Page { objects: smallest(listed, question.max).await?, token: None })
+                Client::Folder(folder) => {
+                    let after = question.after.as_ref().map(ToString::to_string);
+                    let objects = folder.list(question.prefix.as_ref(), after.as_deref(), question.max).await?;
+                    Ok(Page { objects, token: None })
                 }
             }
         })
     }
-
-    /// A folder that is not mounted must not look like an empty store, nor be made anew beside its mount.
-    async fn folder_stands(&self) -> Result<(), Fault> {
-        let Client::Folder { root, .. } = self else { return Ok(()) };
-        let root = root.clone();
-        let found = tokio::task::spawn_blocking(move || std::fs::metadata(&root).map(|meta| (root, meta.is_dir())));
-        match found.await.map_err(std::io::Error::other).flatten() {
-            Ok((_, true)) => Ok(()),
-            Ok((root, false)) => Err(Fault::NoBucket(format!("{} is not a folder", root.display()))),
-            Err(error) => match of_disk(&error) {
-                Fault::NotFound => Err(Fault::NoBucket(error.to_string())),
-                fault => Err(fault),
-            },
-        }
-    }
-}
-
-/// The first `max` in order of names, of a list that comes in none.
-async fn smallest(
-    mut listed: BoxStream<'static, object_store::Result<ObjectMeta>>,
-    max: usize,
-) -> Result<Vec<ObjectMeta>, Fault> {
-    let mut kept: BTreeMap<String, ObjectMeta> = BTreeMap::new();
-    while let Some(meta) = listed.next().await {
-        let meta = meta.map_err(|error| Fault::of(&error, Op::List))?;
-        kept.insert(meta.location.to_string(), meta);
-        if kept.len() > max {
-            kept.pop_last();
-        }
-    }
-    Ok(kept.into_values().collect())
 }

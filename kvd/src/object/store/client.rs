@@ -1,8 +1,7 @@
 //! The library's client for an address: built here, and nowhere else spoken of by its type.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +10,13 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, 
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::list::PaginatedListStore;
-use object_store::local::LocalFileSystem;
 use object_store::{BackoffConfig, Certificate, ClientOptions, HeaderValue, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::credentials::{CredentialsError, FileCredentials};
-use super::{folder, wire};
+use super::folder::Folder;
+use super::wire;
 use crate::core::ObjectOptions;
-use crate::object::memory::Memory;
 use crate::object::options::{Bucket, BucketKind, StoreUrl};
 
 /// Three tries of TCP to get through; a store that takes longer to accept is not there.
@@ -66,7 +64,7 @@ pub(super) enum Client {
     /// Of a bucket: it lists in pages, in order of names.
     Bucket { store: Arc<dyn ObjectStore>, pages: Arc<Pages> },
     /// Of a folder: it lists all at once, in no order.
-    Folder { store: Arc<LocalFileSystem>, root: PathBuf, memory: Memory },
+    Folder(Arc<Folder>),
 }
 
 /// The listing side of a bucket's client.
@@ -101,19 +99,10 @@ fn both<S: ObjectStore + PaginatedListStore + Clone>(store: S) -> Client {
 }
 
 fn of_folder(path: &Path, writable: bool) -> Result<Client, StoreError> {
-    let failed = |source| StoreError::Folder { path: path.to_owned(), source };
-    if writable {
-        // Prompts in another form: private, unless somebody has made the folder for several to share.
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-        folder::remove_drafts(path).map_err(failed)?;
-    }
-    if !fs::metadata(path).map_err(failed)?.is_dir() {
-        return Err(failed(io::Error::from(io::ErrorKind::NotADirectory)));
-    }
-    let store = LocalFileSystem::new_with_prefix(path)?;
-    // An index object must not outlive the pack that it speaks of, and a folder without files is none in a bucket.
-    let store = store.with_fsync(true).with_automatic_cleanup(true);
-    Ok(Client::Folder { store: Arc::new(store), root: path.to_owned(), memory: Memory::default() })
+    let opened = Folder::open(path, writable);
+    opened
+        .map(|folder| Client::Folder(Arc::new(folder)))
+        .map_err(|source| StoreError::Folder { path: path.to_owned(), source })
 }
 
 /// Of the environment only what says who asks: what is asked stands in the configuration.
@@ -167,7 +156,7 @@ fn s3(bucket: &Bucket, options: &ObjectOptions, environment: &[(String, String)]
         .with_checksum_algorithm(Checksum::CRC64NVME)
         // One request, one object, one status.
         .with_disable_bulk_delete(true)
-        .with_client_options(http(options, options.endpoint.as_deref())?)
+        .with_client_options(http(options, options.endpoint.as_deref(), environment)?)
         .with_http_connector(wire::Connector)
         .with_retry(no_retry())
         .build()?)
@@ -199,7 +188,7 @@ fn gcs(bucket: &Bucket, options: &ObjectOptions, environment: &[(String, String)
     Ok(both(
         builder
             .with_bucket_name(&bucket.name)
-            .with_client_options(http(options, None)?)
+            .with_client_options(http(options, None, environment)?)
             .with_http_connector(wire::Connector)
             .with_retry(no_retry())
             .build()?,
@@ -222,16 +211,25 @@ fn azure(bucket: &Bucket, options: &ObjectOptions, environment: &[(String, Strin
     Ok(both(
         builder
             .with_container_name(&bucket.name)
-            .with_client_options(http(options, endpoint.as_deref())?)
+            .with_client_options(http(options, endpoint.as_deref(), environment)?)
             .with_http_connector(wire::Connector)
             .with_retry(no_retry())
             .build()?,
     ))
 }
 
+/// With these a token service is asked for credentials, over TLS, with the same client.
+const ASKING_ELSEWHERE: [&str; 3] =
+    ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AZURE_FEDERATED_TOKEN_FILE"];
+
 /// Deadlines are ours: the library's own bound on a whole request would cut a large body off.
-fn http(options: &ObjectOptions, endpoint: Option<&str>) -> Result<ClientOptions, StoreError> {
+fn http(
+    options: &ObjectOptions,
+    endpoint: Option<&str>,
+    environment: &[(String, String)],
+) -> Result<ClientOptions, StoreError> {
     let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let asks_elsewhere = environment.iter().any(|(name, _)| ASKING_ELSEWHERE.contains(&name.as_str()));
     let mut http = ClientOptions::new()
         .with_user_agent(HeaderValue::from_static(concat!("kvd/", env!("CARGO_PKG_VERSION"))))
         .with_allow_http(plain)
@@ -243,7 +241,7 @@ fn http(options: &ObjectOptions, endpoint: Option<&str>) -> Result<ClientOptions
         for certificate in authorities(path)? {
             http = http.with_root_certificate(certificate);
         }
-    } else if plain {
+    } else if plain && !asks_elsewhere {
         // An image without certificates must not fail where none is looked at.
         http = http.with_no_system_certificates(true);
     }

@@ -1,61 +1,174 @@
-//! A folder as a store: what a crash leaves in it, and ranges of its files.
+//! A folder as a store: whether it is there, its files, and ranges of them.
+//!
+//! | file | is |
+//! |---|---|
+//! | `drafts` | what a crash leaves in it |
+//! | `walk` | its files as a list |
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Write as _};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use crossbeam::channel::bounded;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectMeta, ObjectStore as _, PutMode, PutOptions, PutPayload, PutResult};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::sync::Semaphore;
 
+use super::Fault;
+use super::fault::of_disk;
 use crate::object::memory::Memory;
 
-/// A file is written under another name, `name#1`, and then linked to its own. Nobody writes for an hour.
-const DRAFT_AGE_MIN: Duration = Duration::from_secs(3600);
-/// As deep as our names are: `packs/<2 hex>/<32 hex>`.
-const DEPTH_MAX: usize = 3;
-/// More than any share has objects; what is left lies there until the next start.
-const ENTRIES_MAX: usize = 1 << 20;
+mod drafts;
+mod walk;
+
 /// Large enough that a disk is read at its speed, small enough that the first bytes come soon.
 const CHUNK_BYTES: usize = 1 << 20;
+/// What is kept of the memory that files are read into.
+const IDLE_BYTES_MAX: u64 = 64 << 20;
+/// A file system of another machine may never answer; the daemon starts all the same.
+const OPEN_MAX: Duration = Duration::from_secs(10);
+/// Writes under way, also those that nobody waits for any more: each holds what it writes.
+const WRITES_MAX: usize = 4;
+/// Tells the store from the empty folder that another file system is mounted over.
+const MARK: &str = ".kvd-store";
 
-/// Removes what writers left behind that died: it is listed by nobody, and would count against nobody's share.
-pub(super) fn remove_drafts(root: &Path) -> io::Result<()> {
-    // The file system's own clock: on a network it is not ours.
-    let now = tempfile::NamedTempFile::new_in(root)?.as_file().metadata()?.modified()?;
-    let mut pending: Vec<(PathBuf, usize)> = vec![(root.to_owned(), 1)];
-    let mut seen = 0;
-    while let Some((folder, depth)) = pending.pop() {
-        // A folder goes with its last file, which others may delete meanwhile.
-        let Ok(entries) = fs::read_dir(&folder) else { continue };
-        for entry in entries.flatten() {
-            seen += 1;
-            if seen > ENTRIES_MAX {
-                return Ok(());
-            }
-            let Ok(kind) = entry.file_type() else { continue };
-            if kind.is_dir() && depth < DEPTH_MAX {
-                pending.push((entry.path(), depth + 1));
-            } else if kind.is_file() && entry.file_name().to_str().is_some_and(is_draft) {
-                let written = entry.metadata().and_then(|meta| meta.modified());
-                if written.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > DRAFT_AGE_MIN)) {
-                    // Another daemon that shares the folder may have been faster.
-                    let _ = fs::remove_file(entry.path());
-                }
-            }
-        }
-    }
-    Ok(())
+/// A folder that is a store.
+#[derive(Debug)]
+pub(super) struct Folder {
+    pub(super) store: LocalFileSystem,
+    root: PathBuf,
+    /// What its mark says; one that is only read may have none.
+    mark: Option<Vec<u8>>,
+    memory: Memory,
+    writes: Arc<Semaphore>,
 }
 
-fn is_draft(name: &str) -> bool {
-    name.rsplit_once('#').is_some_and(|(_, tail)| !tail.is_empty() && tail.bytes().all(|byte| byte.is_ascii_digit()))
+impl Folder {
+    /// Opens a folder, which is made if it is to be written to, and clears it of what dead writers left.
+    pub(super) fn open(path: &Path, writable: bool) -> io::Result<Folder> {
+        let (opened, result) = bounded(1);
+        let path = path.to_owned();
+        thread::Builder::new().name("kvd-folder".into()).spawn(move || {
+            // Nobody waits for the second: it may take long, and nothing depends on it.
+            if opened.send(open(&path, writable)).is_ok() && writable {
+                let _ = drafts::remove_drafts(&path);
+            }
+        })?;
+        result
+            .recv_timeout(OPEN_MAX)
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer")))
+    }
+
+    /// A folder that is not mounted must not look like an empty store, nor be written to.
+    pub(super) async fn stands(&self) -> Result<(), Fault> {
+        let (root, mark) = (self.root.clone(), self.mark.clone());
+        let look = tokio::task::spawn_blocking(move || match mark {
+            Some(mark) => fs::read(root.join(MARK)).map(|found| found == mark),
+            None => fs::metadata(&root).map(|meta| meta.is_dir()),
+        });
+        let root = self.root.display();
+        match look.await.map_err(io::Error::other).flatten() {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                Err(Fault::NoBucket(format!("another store stands at {root}: if that is meant, start kvd anew")))
+            }
+            Err(error) => match of_disk(&error) {
+                Fault::NotFound => Err(Fault::NoBucket(format!(
+                    "{root} is not the folder that it was ({MARK} is missing): is its file system mounted?"
+                ))),
+                fault => Err(fault),
+            },
+        }
+    }
+
+    /// Writes a file where there is none. What nobody waits for any more goes on, and few of those are let run.
+    pub(super) async fn put(
+        self: &Arc<Self>,
+        path: &ObjectPath,
+        payload: PutPayload,
+    ) -> object_store::Result<PutResult> {
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| object_store::Error::Generic {
+            store: "a folder",
+            source: error,
+        };
+        let place = Arc::clone(&self.writes).acquire_owned().await.map_err(|error| failed(error.into()))?;
+        let (folder, path) = (Arc::clone(self), path.clone());
+        let writing = tokio::spawn(async move {
+            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            let written = folder.store.put_opts(&path, payload, options).await;
+            drop(place);
+            written
+        });
+        writing.await.map_err(|error| failed(error.into()))?
+    }
+
+    /// The first `max` files below `prefix` in order of names, of those behind `after`.
+    pub(super) async fn list(&self, prefix: &str, after: Option<&str>, max: usize) -> Result<Vec<ObjectMeta>, Fault> {
+        self.stands().await?;
+        let (root, prefix, after) = (self.root.clone(), prefix.to_owned(), after.map(str::to_owned));
+        let walking = tokio::task::spawn_blocking(move || walk::walk(&root, &prefix, after.as_deref(), max));
+        let listed = walking.await.map_err(io::Error::other).flatten().map_err(|error| of_disk(&error))?;
+        // Unmounted meanwhile, it would be a list of nothing.
+        self.stands().await?;
+        Ok(listed)
+    }
+
+    /// The first bytes of a range of a file of this folder; nothing where there are none.
+    pub(super) async fn read_chunk(&self, file: Arc<File>, range: Range<u64>) -> io::Result<Option<Bytes>> {
+        read_chunk(file, self.memory.clone(), range).await
+    }
+}
+
+fn open(path: &Path, writable: bool) -> io::Result<Folder> {
+    if writable {
+        // Prompts in another form: private, unless somebody has made the folder for several to share. Its parent is not made:
+        // where that is missing, a file system is not mounted.
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    if !fs::metadata(path)?.is_dir() {
+        return Err(io::Error::from(io::ErrorKind::NotADirectory));
+    }
+    let mark = mark(path, writable)?;
+    let store = LocalFileSystem::new_with_prefix(path).map_err(io::Error::other)?;
+    // An index object must not outlive the pack that it speaks of, and a folder without files is none in a bucket.
+    let store = store.with_fsync(true).with_automatic_cleanup(true);
+    let writes = Arc::new(Semaphore::new(WRITES_MAX));
+    Ok(Folder { store, root: path.to_owned(), mark, memory: Memory::new(IDLE_BYTES_MAX), writes })
+}
+
+/// What the mark says; it is made where there is none.
+fn mark(root: &Path, writable: bool) -> io::Result<Option<Vec<u8>>> {
+    let path = root.join(MARK);
+    match fs::read(&path) {
+        Ok(mark) => return Ok(Some(mark)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(_) if !writable => return Ok(None),
+        Err(_) => {}
+    }
+    let mut draft = tempfile::Builder::new().permissions(Permissions::from_mode(0o644)).tempfile_in(root)?;
+    writeln!(draft, "{:032x}", SmallRng::from_os_rng().random::<u128>())?;
+    draft.as_file().sync_all()?;
+    match draft.persist_noclobber(&path) {
+        Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => Err(error.error),
+        // Perhaps another node was faster.
+        Ok(_) | Err(_) => fs::read(&path).map(Some),
+    }
 }
 
 /// The first bytes of a range of a file; nothing where there are none.
-pub(super) async fn read_chunk(file: Arc<File>, memory: Memory, range: Range<u64>) -> io::Result<Option<Bytes>> {
+async fn read_chunk(file: Arc<File>, memory: Memory, range: Range<u64>) -> io::Result<Option<Bytes>> {
     let most = range.end.saturating_sub(range.start).min(CHUNK_BYTES as u64) as usize;
     if most == 0 {
         return Ok(None);
@@ -82,28 +195,29 @@ pub(super) async fn read_chunk(file: Arc<File>, memory: Memory, range: Range<u64
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_folder_that_something_is_mounted_over_or_that_was_unmounted_is_no_store() {
+        let place = tempfile::tempdir().expect("a folder");
+        let root = place.path().join("objects");
+        let folder = Folder::open(&root, true).expect("opened");
+        folder.stands().await.expect("it is there");
+        let aside = place.path().join("aside");
+        fs::rename(&root, &aside).and_then(|()| fs::create_dir(&root)).expect("another stands there");
+        assert!(matches!(folder.list("", None, 9).await, Err(Fault::NoBucket(_))), "an empty folder is no empty store");
+        fs::remove_dir(&root).expect("gone");
+        let other = Folder::open(&root, true).expect("another store");
+        assert!(matches!(folder.stands().await, Err(Fault::NoBucket(_))));
+        other.stands().await.expect("to who opened it, it is the store");
+        fs::remove_dir_all(&root).and_then(|()| fs::rename(&aside, &root)).expect("it comes back");
+        folder.stands().await.expect("it is there again");
+        assert_eq!(folder.list("", None, 9).await, Ok(vec![]));
+    }
+
     #[test]
-    fn old_drafts_go_and_everything_else_stays() {
-        let root = tempfile::tempdir().expect("a folder");
-        let put = |name: &str, age: Duration| {
-            let path = root.path().join(name);
-            fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-            let file = File::create(&path).expect("made");
-            let now = file.metadata().and_then(|meta| meta.modified()).expect("a time");
-            file.set_modified(now - age).expect("aged");
-        };
-        let (old, young) = (DRAFT_AGE_MIN * 2, Duration::ZERO);
-        for name in ["packs/ab/cd#1", "index/n/x#22", "top#3"] {
-            put(name, old);
-        }
-        let stay = ["packs/ab/ef", "packs/ab/gh#", "packs/ab/ij#1x", "packs/ab/cd#2"];
-        for name in &stay[..3] {
-            put(name, old);
-        }
-        put(stay[3], young);
-        remove_drafts(root.path()).expect("swept");
-        let left = |name: &str| root.path().join(name).exists();
-        assert!(stay.iter().all(|name| left(name)));
-        assert!(!["packs/ab/cd#1", "index/n/x#22", "top#3"].iter().any(|name| left(name)));
+    fn a_folder_whose_parent_is_missing_is_not_made() {
+        let place = tempfile::tempdir().expect("a folder");
+        let error = Folder::open(&place.path().join("mount/objects"), true).expect_err("no parent");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(!place.path().join("mount").exists());
     }
 }

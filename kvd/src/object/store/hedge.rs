@@ -36,19 +36,26 @@ impl Store {
         }
         self.inner.counters.hedges.add(1);
         let second = pin!(self.attempts(Op::Get, deadline, silence, &ask));
+        // One that was not even asked says nothing about the other.
+        let says_nothing = |fault: &Fault| fault.is_transient() || *fault == Fault::Open;
         match select(first, second).await {
-            Either::Left((Err(fault), second)) if fault.is_transient() => second.await,
+            Either::Left((Err(fault), second)) if says_nothing(&fault) => match second.await {
+                Err(Fault::Open) => Err(fault),
+                ended => ended,
+            },
             Either::Left((ended, _)) => ended,
-            Either::Right((Err(fault), first)) if fault.is_transient() => first.await,
+            Either::Right((Err(fault), first)) if says_nothing(&fault) => first.await,
             Either::Right((ended, _)) => {
-                // Else only the fast half of the slow ones would be learned from.
-                self.inner.estimator.first_byte(begun.elapsed());
+                if ended.is_ok() {
+                    // Else only the fast half of the slow ones would be learned from.
+                    self.inner.estimator.first_byte(begun.elapsed());
+                }
                 ended
             }
         }
     }
 
     fn may_hedge(&self) -> bool {
-        self.inner.places.available_permits() > 0 && self.control().budget.retry()
+        self.inner.places.available_permits() > 0 && self.admits(Op::Get) && self.control().budget.retry()
     }
 }

@@ -23,6 +23,12 @@ pub struct Probe {
 /// Below it lies what checks write, for a moment.
 pub(crate) const CANARY_PREFIX: &str = "canary/";
 
+/// Whether a check may have written it: 32 hexadecimal digits and nothing else.
+pub(crate) fn is_canary(path: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    path.strip_prefix(CANARY_PREFIX).is_some_and(|name| name.len() == 32 && name.bytes().all(digit))
+}
+
 /// What was tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {

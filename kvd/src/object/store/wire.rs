@@ -60,7 +60,8 @@ impl HttpService for Looking {
     {
         Box::pin(async move {
             let of_metadata = request.uri().host() == Some(METADATA_HOST);
-            let of_object = request.method().as_str() == "GET" && !is_list(request.uri().query().unwrap_or_default());
+            let of_list = is_list(request.uri().query().unwrap_or_default());
+            let of_object = request.method().as_str() == "GET" && !of_list;
             let (parts, body) = self.0.execute(request).await?.into_parts();
             let success = parts.status.is_success();
             if of_metadata || (success && of_object) {
@@ -68,10 +69,14 @@ impl HttpService for Looking {
             }
             let most = if success { ANSWER_BYTES_MAX } else { ERROR_BYTES_MAX };
             let bytes = collect(body, most, success).await?;
-            if success && !is_error(&bytes) {
-                return Ok(HttpResponse::from_parts(parts, bytes.into()));
+            let refused = match success && root(&bytes).as_deref() != Some("Error") {
+                true => of_list.then(|| no_list(&bytes)).flatten(),
+                false => Some(refused(parts.status.as_u16(), &bytes)),
+            };
+            match refused {
+                Some(refused) => Err(HttpError::new(HttpErrorKind::Unknown, refused)),
+                None => Ok(HttpResponse::from_parts(parts, bytes.into())),
             }
-            Err(HttpError::new(HttpErrorKind::Unknown, refused(parts.status.as_u16(), &bytes)))
         })
     }
 }
@@ -106,14 +111,34 @@ async fn collect(body: HttpResponseBody, most: usize, whole: bool) -> Result<Byt
     Ok(bytes.freeze())
 }
 
-/// Whether a document's root is `<Error>`, which S3 sends even after it has said 200.
-fn is_error(bytes: &[u8]) -> bool {
+/// The name of a document's root; S3 sends `<Error>` even after it has said 200.
+fn root(bytes: &[u8]) -> Option<String> {
     let head = String::from_utf8_lossy(&bytes[..bytes.len().min(1024)]);
     let mut text = head.trim_start_matches('\u{feff}').trim_start();
     if text.starts_with("<?") {
         text = text.split_once("?>").map_or("", |(_, rest)| rest.trim_start());
     }
-    text.strip_prefix("<Error").is_some_and(|rest| rest.starts_with(['>', ' ', '\n', '\r', '\t']))
+    let (name, _) = text.strip_prefix('<')?.split_once(['>', ' ', '\n', '\r', '\t', '/'])?;
+    Some(name.to_owned())
+}
+
+/// What is wrong with the answer to a list. Of one that is none, or that is cut and does not say where it goes on, the library
+/// makes the end of the list, and what is not listed is gone for whoever asked.
+fn no_list(bytes: &[u8]) -> Option<Refused> {
+    let wrong = |message: &str| Some(Refused { status: 200, code: String::new(), message: message.to_owned() });
+    match root(bytes).as_deref() {
+        // Azure says where it goes on, or that is the end.
+        Some("EnumerationResults") => return None,
+        Some("ListBucketResult") => {}
+        _ => return wrong("it answers a list with something else"),
+    }
+    let text = String::from_utf8_lossy(bytes);
+    let said = |name: &str| element(&text, name).is_some_and(|value| !value.trim().is_empty());
+    let cut = element(&text, "IsTruncated").is_some_and(|value| value.trim().eq_ignore_ascii_case("true"));
+    if cut && !said("NextContinuationToken") {
+        return wrong("its list is cut and does not say where it goes on: it does not speak version 2 of listing");
+    }
+    None
 }
 
 fn refused(status: u16, bytes: &[u8]) -> Refused {
@@ -141,7 +166,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_list_that_is_none_or_is_cut_is_not_the_end_of_a_list() {
+        let wrong = |text: &str| no_list(text.as_bytes()).is_some();
+        for fine in [
+            "<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"x\"><IsTruncated>false</IsTruncated></ListBucketResult>",
+            "<ListBucketResult/>",
+            "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken></ListBucketResult>",
+            "<EnumerationResults ServiceEndpoint=\"x\"><Blobs/><NextMarker/></EnumerationResults>",
+        ] {
+            assert!(!wrong(fine), "{fine}");
+        }
+        for not in [
+            "",
+            "<html><body>Sign in</body></html>",
+            "<ListAllMyBucketsResult></ListAllMyBucketsResult>",
+            "{}",
+            "<ListBucketResult><IsTruncated>true</IsTruncated><Marker>m</Marker></ListBucketResult>",
+            "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken></NextContinuationToken></ListBucketResult>",
+        ] {
+            assert!(wrong(not), "{not}");
+        }
+    }
+
+    #[test]
     fn an_error_is_known_by_its_root_only() {
+        let is_error = |bytes: &[u8]| root(bytes).as_deref() == Some("Error");
         for error in [
             "<Error><Code>X</Code></Error>",
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error>",

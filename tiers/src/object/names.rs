@@ -91,7 +91,8 @@ pub fn node_prefix(node: NodeName) -> String {
 pub struct IndexName {
     /// Who wrote the pack.
     pub node: NodeName,
-    /// Counts the packs of this node, from 1, in the order in which they became visible.
+    /// Grows with each pack of this node, in the order in which they became visible: microseconds since 1970 by its clock,
+    /// or one more than the last.
     pub seq: u64,
     /// The pack.
     pub pack: PackName,

@@ -22,7 +22,7 @@ pub enum CatalogError {
         /// The catalog's folder.
         path: PathBuf,
     },
-    /// The database refused. After [`Catalog::damaged`](super::Catalog::damaged) it is worth opening anew.
+    /// The database refused. After [`Catalog::damaged`](super::Catalog::damaged) the next to open the catalog makes it anew.
     #[error("the catalog could not {doing}: {source}")]
     Database {
         /// What was tried.

@@ -116,7 +116,11 @@ impl Catalog {
             while let Some(other) = listed.next_if(|other| *other < name) {
                 unknown.push(other);
             }
-            if listed.next_if_eq(&name).is_none() && number < since.0 {
+            let is_listed = listed.next_if_eq(&name).is_some();
+            if is_listed && self.live().name(number).is_none() {
+                // Somebody failed to forget it, and it is there again, or still.
+                unknown.push(name);
+            } else if !is_listed && number < since.0 {
                 gone.push((name, number));
             }
         }

@@ -1,4 +1,4 @@
-//! Index to bytes and back. Reading is bounded, never panics, and accepts nothing but what writing writes.
+//! Index to bytes and back. Reading is bounded, never panics, and accepts nothing but what writing writes; a record may be named twice.
 
 use kvd_proto::{BlockKey, SHARD_BYTES, Shard};
 

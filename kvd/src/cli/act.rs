@@ -36,7 +36,8 @@ pub struct EvictArgs {
     yes: bool,
 }
 
-/// `kvd purge`.
+/// `kvd purge`: of this node, and of the store that it shares with others. What other nodes hold themselves is purged on each of
+/// them.
 #[derive(Debug, Args)]
 pub struct PurgeArgs {
     #[command(flatten)]

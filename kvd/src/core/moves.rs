@@ -77,6 +77,9 @@ impl Core {
                 }
             }
         }
+        if drained {
+            self.purge_store();
+        }
         for device in &mut self.devices {
             if std::mem::take(&mut device.dirty) {
                 device.waker.wake();

@@ -280,13 +280,23 @@ impl Core {
             let digest = namespace.unwrap_or(NamespaceDigest::new([0; 32]));
             let (tenant, named) = self.settings.tenant_key.sealed_names(&digest);
             let realm = Scope::Realm(Realm { tenant, namespace: named });
-            self.store_purges.push(if namespace.is_some() { realm } else { Scope::Tenant(tenant) });
-            self.counters.object.purges_asked.add(1);
+            let scope = if namespace.is_some() { realm } else { Scope::Tenant(tenant) };
+            // One that waits already will do for both.
+            if !self.store_purges.contains(&scope) {
+                self.store_purges.push(scope);
+                self.counters.object.purges_asked.add(1);
+            }
         }
         AdminReply::Changed(ChangedReply { blocks, skipped: 0 })
     }
 
-    /// Passes purges on to the store: behind the ladder's, which may still give the tier what it has not reached.
+    /// Whether a purge of the store has not come to its end.
+    pub(super) fn purging_store(&self) -> bool {
+        self.counters.object.purges_asked.get() != self.counters.object.purges_done.get()
+    }
+
+    /// Passes purges on to the store: behind the ladder's, which may still give the tier what it has not reached, and behind
+    /// all that the ladder wanted moved before.
     pub(super) fn purge_store(&mut self) {
         if self.store_purges.is_empty() || self.ladder.purging() > 0 {
             return;

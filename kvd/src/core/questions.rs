@@ -31,7 +31,8 @@ impl Core {
         request: &Request,
         now: Time,
     ) -> bool {
-        let Some(asked) = self.object.as_ref().filter(|_| self.object_up).and_then(|link| link.asked.clone()) else {
+        let worth = self.object_up && !self.purging_store();
+        let Some(asked) = self.object.as_ref().filter(|_| worth).and_then(|link| link.asked.clone()) else {
             return false;
         };
         let first = self.ladder.blocks_here(view.id, hashes);
@@ -111,6 +112,8 @@ impl Core {
         if let Some(place) = client.questions.iter().position(|question| question.ticket == ticket) {
             let question = client.questions.swap_remove(place);
             self.questions_due.remove(&(question.due, ticket));
+            // What the store is being purged of must not come back from it.
+            let records = if self.purging_store() { &[] } else { records };
             let remote = RemoteChain { first: question.first, records };
             let hashes = &question.hashes[..];
             match question.purpose {

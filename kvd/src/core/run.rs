@@ -66,7 +66,6 @@ impl Core {
             self.drains += 1;
             self.drain_left = self.dram_only();
         }
-        self.purge_store();
         worked |= self.hand_out_moves(now);
         worked |= self.pass_on_replies();
         self.deliver();

@@ -72,6 +72,8 @@ pub struct ObjectCounters {
     pub own_packs: Count,
     /// Gauge: records in them.
     pub own_records: Count,
+    /// Gauge: 1 once the catalog was found to be damaged.
+    pub catalog_damaged: Count,
     /// Gauge: packs that the catalog knows.
     pub packs: Count,
     /// Gauge: records in them, about.
@@ -152,6 +154,12 @@ pub(super) fn encode(c: &ObjectCounters, out: &mut Families<'_>) -> fmt::Result 
     out.gauge("kvd_object_nodes", "Nodes that write to the store, as this one sees them", one(c.nodes.get()))?;
     let waiting = one(c.waiting_records.get());
     out.gauge("kvd_object_waiting_records", "Records that wait for their turn to be packed", waiting)?;
+    let damaged = one(c.catalog_damaged.get());
+    out.gauge(
+        "kvd_object_catalog_damaged",
+        "1 once the catalog was found to be damaged; it is made anew at the next start",
+        damaged,
+    )?;
     out.gauge("kvd_object_known_packs", "Packs that this node knows of", one(c.packs.get()))?;
     out.gauge("kvd_object_known_records", "Records in the packs that this node knows of, about", one(c.records.get()))?;
     out.gauge_bytes("kvd_object_buffered", "Bytes in packs that are not uploaded yet", one(c.buffered_bytes.get()))?;

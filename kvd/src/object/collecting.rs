@@ -5,7 +5,7 @@
 //! checks. Two at once do no harm: deleting what is gone is done.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kvd_tiers::object::{IndexName, pack_path};
 
@@ -51,7 +51,9 @@ pub(super) async fn turn(shared: &Arc<Shared>, started_ms: u64, now_ms: u64) -> 
     remove_expired(shared, mine).await?;
     let asking = shared.asking();
     let Some(lease) = lease::hold(asking, shared.node, now_ms, lease::Claim::IfFree).await? else { return Ok(()) };
-    let others = expired(shared, now_ms, false).await;
+    // Others' packs by the store's clock, where this node's is ahead of it.
+    let store_ms = lease.store_time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let others = expired(shared, now_ms.min(u64::try_from(store_ms).unwrap_or(u64::MAX)), false).await;
     remove_expired(shared, others).await?;
     let known = |pack| shared.catalog.pack(pack).is_some();
     let left = orphans::collect(asking, lease.store_time, known, true).await?;
@@ -93,13 +95,16 @@ async fn remove_expired(shared: &Shared, names: Vec<IndexName>) -> Result<(), Fa
     Ok(())
 }
 
-/// Deletes what is half deleted; how many packs that were.
+/// Deletes what is half deleted; how many packs that were. One that cannot be deleted does not keep the others.
 pub(super) async fn finish(shared: &Shared) -> Result<u64, Fault> {
     let going = shared.sharing.going();
+    let mut failed = None;
     for name in &going {
-        remove(shared, *name).await?;
+        if let Err(fault) = remove(shared, *name).await {
+            failed.get_or_insert(fault);
+        }
     }
-    Ok(going.len() as u64)
+    failed.map_or(Ok(going.len() as u64), Err)
 }
 
 /// Deletes a pack of any node, and forgets it.

@@ -11,19 +11,24 @@ use kvd_tiers::object::{INDEX_PREFIX, IndexName, NodeName, PackIndex, node_prefi
 use super::presence::Presence;
 use super::store::Fault;
 use super::tier::Shared;
+use super::worker::unix_ms;
 
 /// Between two full listings: what others deleted is forgotten then at the latest, and what was missed is found.
 const LIST_ALL_EVERY: Duration = Duration::from_secs(600);
 /// Index objects of one node in one turn.
 const PER_NODE_MAX: usize = 1000;
-/// Index objects in all: 64 MiB each, that is a store of a petabyte.
-const OBJECTS_MAX: usize = 1 << 24;
+/// Index objects in all, as many as the catalog takes: 64 MiB each, that is a store of 256 TiB.
+const OBJECTS_MAX: usize = 1 << 22;
 /// Index objects fetched at a time; the largest has 5 MiB.
 const FETCHED_AT_ONCE: usize = 8;
 /// Index objects that were read and held no index, to be read once more: bits flip, and proxies answer for stores.
 const DOUBTED_MAX: usize = 1000;
 /// Until a doubted one is read again; the pause doubles, and ends with the next full listing.
 const DOUBTED_PAUSE: Duration = Duration::from_secs(1);
+/// Index objects of one turn that a store may fail to give without being down as a whole.
+const FAILED_MAX: usize = 8;
+/// A number that is so far ahead of this node's clock is no time: it would hide all that its node publishes from then on.
+const AHEAD_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The longest pause after turns that failed.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
@@ -68,6 +73,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 longer.clamp(Duration::from_millis(250), PAUSE_MAX.max(shared.options.sync_every))
             }
         };
+        if shared.catalog.damaged() && shared.counters().catalog_damaged.get() == 0 {
+            shared.counters().catalog_damaged.set(1);
+            tracing::error!(
+                "the catalog of the object tier is damaged and finds less than there is: start kvd anew, and it is made anew"
+            );
+        }
         let known = shared.catalog.stats();
         shared.counters().packs.set(known.packs);
         // An empty database has rows all the same.
@@ -120,10 +131,20 @@ async fn reconcile(shared: &Arc<Shared>, doubted: &mut Doubted) -> Result<(), Fa
 /// Fetches index objects, some at a time, and learns of them in their order: nobody looks again behind a cursor.
 async fn learn_all(shared: &Arc<Shared>, names: Vec<IndexName>, doubted: &mut Doubted) -> Result<(), Fault> {
     let asking = shared.asking();
-    let names = names.into_iter().filter(|name| !shared.damaged.has(name.pack));
+    let latest = unix_ms().saturating_add(AHEAD_MAX.as_secs() * 1000).saturating_mul(1000);
+    let names = names.into_iter().filter(|name| !shared.damaged.has(name.pack) && name.seq <= latest);
+    let mut failed = 0;
     let fetch = |name: IndexName| async move { (name, asking.index(name).await) };
     let mut fetched = stream::iter(names).map(fetch).buffered(FETCHED_AT_ONCE);
     while let Some((name, index)) = fetched.next().await {
+        if let Err(fault) = &index
+            && fault.is_transient()
+        {
+            failed += 1;
+            if failed >= FAILED_MAX {
+                return Err(fault.clone());
+            }
+        }
         if learn(shared, name, index).await? == Learned::Unreadable {
             doubted.insert(name);
         }
@@ -171,7 +192,8 @@ enum Learned {
     Unreadable,
 }
 
-/// Learns of a pack by its index object. One that is gone, or is none, is passed over: others must not wait for it.
+/// Learns of a pack by its index object. One that is gone, is none, or cannot be had is passed over: others must not wait for
+/// it.
 async fn learn(
     shared: &Arc<Shared>,
     name: IndexName,
@@ -182,7 +204,6 @@ async fn learn(
         Err(Fault::NotFound) => return Ok(Learned::Gone),
         // Of who asks, not of the object.
         Err(fault @ (Fault::NoBucket(_) | Fault::Open | Fault::Denied(_))) => return Err(fault),
-        Err(fault) if fault.is_transient() => return Err(fault),
         Err(fault) => Err(fault.to_string()),
     };
     let catalog = shared.catalog.clone();

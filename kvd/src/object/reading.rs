@@ -84,13 +84,11 @@ pub(super) async fn read(shared: Arc<Shared>, records: Vec<Wanted>) {
 /// A pack that is not what the catalog says is asked for nothing more, until a listing shows it again.
 fn forget(shared: &Arc<Shared>, name: PackName, why: &str) {
     tracing::info!(pack = %name, why, "a pack is forgotten");
-    shared.counters().packs_gone.add(1);
-    let catalog = shared.catalog.clone();
+    let shared = shared.clone();
     // It may have to wait for a listing that is being compared.
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = catalog.remove(name) {
-            tracing::warn!(%error, "the catalog does not hear of a pack that is gone");
-        }
+    tokio::task::spawn_blocking(move || match shared.catalog.remove(name) {
+        Ok(was) => shared.counters().packs_gone.add(u64::from(was)),
+        Err(error) => tracing::warn!(%error, "the catalog does not hear of a pack that is gone"),
     });
 }
 
@@ -115,7 +113,12 @@ impl Run {
         self.shared.counters().runs.add(1);
         let mut body = self.shared.store.get_range(&pack_path(name), self.range(), deadline).await?;
         while let Some(chunk) = body.next().await {
-            self.take(name, &chunk?);
+            match chunk {
+                Ok(chunk) => self.take(name, &chunk),
+                // All is there, whatever else was to come.
+                Err(_) if self.done == self.records.len() => break,
+                Err(fault) => return Err(fault),
+            }
         }
         Ok(())
     }

@@ -22,8 +22,13 @@ pub(super) struct Numbers(u64);
 impl Numbers {
     /// The next one. Taken even where nothing comes of it.
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = (self.0 + 1).max(unix_ms().saturating_mul(1000));
+        self.0 = self.0.saturating_add(1).max(unix_ms().saturating_mul(1000));
         self.0
+    }
+
+    /// Whether none was taken since.
+    pub(super) fn is_last(&self, seq: u64) -> bool {
+        self.0 == seq
     }
 }
 
@@ -81,7 +86,8 @@ impl Sharing {
     /// The catalog agrees with a full listing of the store: what is this node's there is known from now on.
     pub(super) fn set_ready(&self, shared: &Shared) {
         self.recount(shared);
-        self.ready.store(true, Ordering::Relaxed);
+        // Of a damaged catalog less was counted than there is.
+        self.ready.store(!shared.catalog.damaged(), Ordering::Relaxed);
     }
 
     /// Counts anew what the catalog says is this node's, and what is half deleted.

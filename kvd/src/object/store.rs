@@ -48,7 +48,7 @@ pub use client::StoreError;
 pub use counters::{Op, Speed, StoreCounters};
 pub use credentials::CredentialsError;
 pub use fault::Fault;
-pub(crate) use probe::CANARY_PREFIX;
+pub(crate) use probe::{CANARY_PREFIX, is_canary};
 pub use probe::{Probe, ProbeError, Step};
 
 mod asks;
@@ -369,12 +369,17 @@ impl Store {
     ) -> Result<(), Fault> {
         let inner = &self.inner;
         let mut question = Question { prefix: self.path(prefix, Op::List)?, after, max, token: None };
+        let limit = match inner.client {
+            Client::Bucket { .. } => inner.silence,
+            // A folder gives all at its end only.
+            Client::Folder(_) => deadline.saturating_duration_since(Instant::now()),
+        };
         if max == 0 {
             return Ok(());
         }
         loop {
             let ask = || inner.client.list(question.clone());
-            let (page, ticket) = self.attempts(Op::List, deadline, inner.silence, ask).await?;
+            let (page, ticket) = self.attempts(Op::List, deadline, limit, ask).await?;
             ticket.settle(None);
             let seen = take(page.objects)?;
             match page.token {

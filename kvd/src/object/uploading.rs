@@ -29,10 +29,15 @@ pub(super) async fn upload(shared: &Shared, closed: &mut Closed) -> Result<bool,
     closed.sent |=
         !matches!(put, Err(Fault::Denied(_) | Fault::NoBucket(_) | Fault::Full(_) | Fault::ReadOnly | Fault::Open));
     put?;
-    // One at a time: nobody looks again behind the number he has seen.
+    // One at a time: nobody looks again behind the number he has seen, so an attempt before this one has lost its own when
+    // another pack was published since.
     let mut publishing = sharing.publishing.lock().await;
-    let seq = *closed.number.get_or_insert_with(|| publishing.next());
-    let name = IndexName { node: shared.node, seq, pack: pack.index.pack };
+    let named = |seq| IndexName { node: shared.node, seq, pack: pack.index.pack };
+    if let Some(before) = closed.number.filter(|seq| !publishing.is_last(*seq)) {
+        shared.store.delete(&named(before).path(), deadline).await?;
+        closed.number = None;
+    }
+    let name = named(*closed.number.get_or_insert_with(|| publishing.next()));
     shared.store.put_new(&name.path(), vec![Bytes::from(pack.index_bytes.clone())], deadline).await?;
     drop(publishing);
     let (catalog, index) = (shared.catalog.clone(), pack.index.clone());

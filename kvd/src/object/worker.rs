@@ -76,6 +76,14 @@ pub(super) fn spawn(
     })
 }
 
+/// The end of a task; never, where there is none.
+async fn ended(task: &mut Option<tokio::task::JoinHandle<()>>) -> Result<(), tokio::task::JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A record that is to be packed.
 struct Waiting {
     since: Instant,
@@ -101,6 +109,8 @@ struct Worker {
     up: (bool, bool),
     /// See `ROOM_PATIENCE`.
     room_patience: Duration,
+    /// No upload begins before: one was refused without being asked for.
+    rests_until: Option<Instant>,
 }
 
 /// Milliseconds since 1970, by this node's clock.
@@ -126,13 +136,14 @@ impl Worker {
             random: SmallRng::from_os_rng(),
             up: (true, true),
             room_patience: ROOM_PATIENCE,
+            rests_until: None,
             shared,
         }
     }
 
     async fn run(mut self, mut orders: mpsc::Receiver<Order>, patience: Duration) {
         let mut learner = tokio::spawn(learning::run(self.shared.clone()));
-        let collector = self.shared.options.writable.then(|| tokio::spawn(collecting::run(self.shared.clone())));
+        let mut collector = self.shared.options.writable.then(|| tokio::spawn(collecting::run(self.shared.clone())));
         let mut batch = Vec::with_capacity(ORDERS_WAITING_MAX);
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -167,6 +178,9 @@ impl Worker {
                 ended = &mut learner => {
                     return tracing::error!(?ended, "packs are learned of no more");
                 }
+                ended = ended(&mut collector) => {
+                    return tracing::error!(?ended, "nobody collects any more");
+                }
                 () = closing => {}
                 _ = looks.tick() => self.look(),
             }
@@ -177,14 +191,17 @@ impl Worker {
         self.end(patience).await;
     }
 
-    /// The daemon stops: what was taken is uploaded, as far as the time reaches.
+    /// The daemon stops: purges come to their end and what was taken is uploaded, as far as the time reaches.
     async fn end(mut self, patience: Duration) {
         let until = tokio::time::Instant::now() + patience;
         self.refuse_waiting(Duration::ZERO);
         loop {
+            if let Some(Ok(ended)) = self.purging.try_join_next() {
+                self.purged(ended);
+            }
             self.look();
             self.go_on(true);
-            let left = !self.uploads.is_empty() || !self.packing.is_empty();
+            let left = !self.uploads.is_empty() || !self.packing.is_empty() || !self.purges.is_empty();
             let now = tokio::time::Instant::now();
             if !left || now >= until {
                 break;
@@ -193,6 +210,9 @@ impl Worker {
             if let Ok(Some(Ok(ended))) = tokio::time::timeout_at(tick, self.next_upload()).await {
                 self.uploaded(ended);
             }
+        }
+        if !self.purges.is_empty() {
+            tracing::error!("the daemon ends before a purge has reached the store: purge it again");
         }
         if !self.uploads.is_empty() || !self.packing.is_empty() {
             let bytes = self.packing.bytes();
@@ -209,10 +229,19 @@ impl Worker {
     }
 
     fn take(&mut self, batch: &mut Vec<Order>) {
+        // Engines wait for those; the others keep their order.
         let mut wanted = Vec::new();
+        for order in &mut *batch {
+            if let Order::Get(records) = order {
+                wanted.append(records);
+            }
+        }
+        for run in reading::runs(wanted, RUN_BYTES_MAX) {
+            tokio::spawn(reading::read(self.shared.clone(), run));
+        }
         for order in batch.drain(..) {
             match order {
-                Order::Get(mut records) => wanted.append(&mut records),
+                Order::Get(_) => {}
                 Order::Purge(scope) => {
                     self.refuse_waiting(Duration::ZERO);
                     for closed in self.packing.purge(scope, unix_ms()) {
@@ -228,9 +257,6 @@ impl Worker {
                     self.waiting.extend(waiting);
                 }
             }
-        }
-        for run in reading::runs(wanted, RUN_BYTES_MAX) {
-            tokio::spawn(reading::read(self.shared.clone(), run));
         }
     }
 
@@ -286,7 +312,8 @@ impl Worker {
         if let Some(scope) = self.purges.front().filter(|_| self.uploads.is_empty() && self.purging.is_empty()) {
             self.purging.spawn(purging::purge(self.shared.clone(), *scope));
         }
-        let uploads = self.up.1 && self.shared.sharing.is_ready() && self.purges.is_empty();
+        let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
+        let uploads = self.up.1 && self.shared.sharing.is_ready() && self.purges.is_empty() && !rests;
         while uploads && self.uploads.len() < UPLOADS_MAX {
             let Some(closed) = self.packing.next_closed() else { break };
             let (shared, mut closed) = (self.shared.clone(), closed);
@@ -330,6 +357,9 @@ impl Worker {
         };
         // One that was not even asked for says nothing about the pack.
         closed.failures += u32::from(fault != Fault::Open);
+        if fault == Fault::Open {
+            self.rests_until = Some(Instant::now() + LOOK_EVERY);
+        }
         // Credentials are renewed, and buckets made again.
         let passing = matches!(fault, Fault::Open | Fault::Denied(_) | Fault::NoBucket(_));
         let hopeless = !fault.is_transient() && !passing;
@@ -362,14 +392,16 @@ impl Worker {
     fn look(&mut self) {
         let store = &self.shared.store;
         let reads = store.admits(Op::Get) && store.admits(Op::List);
-        let writes = store.admits(Op::Put) && self.shared.sharing.is_ready();
+        let answers = reads && store.admits(Op::Put);
+        // At first it is not known what is there.
+        let writes = answers && self.shared.sharing.is_ready();
         if (reads, writes) != self.up {
             self.up = (reads, writes);
-            if !(reads && writes) {
+            if !answers {
                 let state = store.state();
-                tracing::warn!(?state, reads, writes, "the object tier's store fails: it is left alone for a while");
+                tracing::warn!(?state, reads, "the object tier's store fails: it is left alone for a while");
             }
-            self.shared.counters().up.set(u64::from(reads && writes));
+            self.shared.counters().up.set(u64::from(answers));
             self.shared.tell(Event::Up { reads, writes });
         }
         let stopping = self.shared.stop.load(Ordering::Relaxed);

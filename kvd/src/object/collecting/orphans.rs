@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use kvd_tiers::object::{NODES_PREFIX, PACKS_PREFIX, PackName, pack_path, parse_pack_path};
+use kvd_tiers::object::{NODES_PREFIX, PACKS_PREFIX, PackName, PresenceName, pack_path, parse_pack_path};
 
 use crate::object::listing::Asking;
-use crate::object::store::{CANARY_PREFIX, Fault};
+use crate::object::store::{CANARY_PREFIX, Fault, is_canary};
 
 /// Between a pack and its index object lie two requests; nobody takes an hour for them.
 pub(crate) const AGE_MIN: Duration = Duration::from_secs(3600);
@@ -61,10 +61,12 @@ pub(crate) async fn collect(
             break;
         }
     }
+    // Others may use the bucket as well, and these words.
+    let ours = |path: &str| is_canary(path) || PresenceName::parse(path).is_some();
     for prefix in [CANARY_PREFIX, NODES_PREFIX] {
         let mut others = asking.pages(prefix);
         while let Some(page) = others.next().await? {
-            for object in page.into_iter().filter(|object| old(object.modified)) {
+            for object in page.into_iter().filter(|object| old(object.modified) && ours(&object.path)) {
                 if left.others.len() < DELETED_MAX {
                     if delete {
                         asking.store.delete(&object.path, asking.deadline()).await?;

@@ -17,7 +17,7 @@ use crate::object::tier::without_threads;
 
 const HOUR_MS: u64 = 3_600_000;
 /// Some moment.
-const NOW: u64 = 1_800_000_000_000;
+const NOW: u64 = 1_700_000_000_000;
 
 struct Pool {
     folder: tempfile::TempDir,
@@ -191,6 +191,22 @@ fn packs_go_by_age_whoever_wrote_them_and_by_idleness_on_their_own_node() {
 }
 
 #[test]
+fn a_clock_that_is_ahead_takes_no_packs_of_others() {
+    run(async {
+        let pool = Pool::new();
+        let old = Some(Duration::from_secs(10 * 3600));
+        let (a, b) =
+            (pool.node(1, &ObjectOptions { expire_after: old, ..pool.options() }), pool.node(2, &pool.options()));
+        let now = crate::object::unix_ms();
+        let young = store(&b, 1, a.realm(&namespace(1)), now).await;
+        let index = a.asking().index(young).await.expect("there").expect("an index");
+        a.catalog.add(young, &index).expect("added");
+        turn(&a, 0, now + 240 * HOUR_MS).await.expect("no fault");
+        assert_eq!(objects(&a).await, both(&[young]));
+    });
+}
+
+#[test]
 fn what_a_crash_leaves_goes_once_it_is_an_hour_old() {
     run(async {
         let pool = Pool::new();
@@ -204,18 +220,23 @@ fn what_a_crash_leaves_goes_once_it_is_an_hour_old() {
             std::fs::remove_file(pool.file(&name.path())).expect("deleted");
             shared.catalog.remove(name.pack).expect("forgotten");
         }
-        for name in ["canary/1", "canary/2", "packs/03/not-ours", "others/1"] {
+        let canary = |digit: &str| format!("canary/{}", digit.repeat(32));
+        let (old, new) = (canary("1"), canary("2"));
+        // Others may use the bucket, and the same words.
+        let foreign = ["packs/03/not-ours", "others/1", "nodes/report.csv", "canary/yellow"];
+        for name in foreign.into_iter().chain([old.as_str(), &new]) {
             let text = vec![Bytes::from_static(b"x")];
             shared.store.put_new(name, text, shared.asking().deadline()).await.expect("put");
         }
         for path in both(&[kept, unlearned]) {
             pool.age(&path);
         }
-        for path in [&pack_path(orphan.pack), "canary/1", "packs/03/not-ours", "others/1"] {
+        for path in foreign.into_iter().chain([pack_path(orphan.pack).as_str(), &old]) {
             pool.age(path);
         }
         let mut wanted = both(&[kept, unlearned]);
-        wanted.extend([pack_path(young.pack), "canary/2".into(), "packs/03/not-ours".into(), "others/1".into()]);
+        wanted.extend([pack_path(young.pack), new]);
+        wanted.extend(foreign.map(str::to_owned));
         wanted.sort();
         turn(&shared, 0, NOW).await.expect("no fault");
         assert_eq!(objects(&shared).await, wanted);

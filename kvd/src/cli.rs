@@ -111,7 +111,9 @@ enum Command {
     #[command(after_help = "Examples:\n  kvd evict 5f3a...\n  kvd evict --tier dram --yes 5f3a...")]
     Evict(act::EvictArgs),
     /// Forget a namespace, or everything.
-    #[command(after_help = "Examples:\n  kvd purge --namespace 9c41\n  kvd purge --all --yes")]
+    #[command(
+        after_help = "Examples:\n  kvd purge --namespace 9c41\n  kvd purge --tenant default\n  kvd purge --all --yes"
+    )]
     Purge(act::PurgeArgs),
     /// Bring blocks from NVMe to DRAM ahead of use.
     #[command(after_help = "Examples:\n  kvd prefetch 5f3a... 77c0...")]

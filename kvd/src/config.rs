@@ -19,6 +19,7 @@ pub use effective::{EffectiveValue, effective, reference_markdown};
 pub use error::{ConfigError, Origin, Problem, Severity};
 pub use file::{LogFormat, NvmeIo, PolicyName};
 pub use keys::{Key, find, keys, schema, suggest};
+pub use limits::{NamespaceName, ObjectLimit};
 pub use options::SecretError;
 pub use reload::{Reload, compare};
 pub use units::{Rate, Size, Span, rough};
@@ -30,9 +31,13 @@ mod error;
 mod file;
 mod keys;
 mod layers;
+mod limits;
 mod options;
 mod reload;
 mod units;
+
+/// What the tenant of a daemon is called: one socket serves one tenant.
+pub const TENANT_NAME: &str = "default";
 
 /// What the name of every environment variable that is a key begins with.
 pub const VARIABLE_PREFIX: &str = "KVD__";
@@ -177,6 +182,8 @@ pub struct Object {
     pub expire_after: Span,
     /// After how long without a read a pack is deleted; zero for never.
     pub idle_after: Span,
+    /// Other ages for some of the packs.
+    pub limits: Vec<ObjectLimit>,
     /// How long the store may be silent.
     pub request_timeout: Span,
     /// Requests in flight at most.

@@ -34,5 +34,7 @@ mod verify;
 pub use device::DeviceError;
 pub use epoch::DataDirError;
 pub use handle::CoreHandle;
-pub use options::{DramOptions, IoChoice, NvmeOptions, ObjectOptions, PolicyChoice, ServeOptions, TenantOptions};
+pub use options::{
+    DramOptions, IoChoice, NvmeOptions, ObjectLimit, ObjectOptions, PolicyChoice, ServeOptions, TenantOptions,
+};
 pub use serve::{Running, ServeError, Stopper, serve};

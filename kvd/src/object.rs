@@ -16,6 +16,7 @@ pub(crate) mod collecting;
 mod identity;
 pub(crate) mod inspecting;
 mod learning;
+pub(crate) mod limits;
 mod listing;
 mod lookups;
 mod memory;

@@ -250,6 +250,10 @@ async fn long_work_reports_until_it_is_finished() {
     let done = purge.message().await.expect("a step").and_then(|step| step.progress).expect("progress");
     assert_eq!((done.done, done.skipped, done.finished), (9, 1, true));
     assert_eq!(refused(served.admin().purge(proto::PurgeRequest { target: None }).await).code(), Code::InvalidArgument);
+    let tenant = |name: &str| proto::PurgeRequest { target: Some(proto::purge_request::Target::Tenant(name.into())) };
+    assert_eq!(refused(served.admin().purge(tenant("other")).await).code(), Code::NotFound);
+    let mut purge = served.admin().purge(tenant("default")).await.expect("started").into_inner();
+    assert!(purge.message().await.expect("a step").and_then(|step| step.progress).expect("progress").finished);
     let busy = refused(served.admin().drain(proto::DrainRequest {}).await);
     assert_eq!(busy.code(), Code::ResourceExhausted);
     assert!(busy.get_error_details().retry_info().is_some());

@@ -160,3 +160,35 @@ fn a_scrub_joins_the_one_under_way() {
     });
     assert_eq!(node.metric("kvd_object_scrubs_total{outcome=\"done\"}"), 1);
 }
+
+#[test]
+fn an_operator_collects_what_is_too_old_for_its_namespace() {
+    let store = Store::folder();
+    let node = Node::start("limits", &store, &[]);
+    assert_eq!(node.engine(1).store(1, 0, BLOCKS).granted, BLOCKS);
+    node.uploaded(1);
+    let packs = published(&store.path()).len();
+    let namespaces = ask_serving(&node.scratch, &["namespaces"]);
+    let digest = namespaces["namespaces"][0]["digest"].as_str().expect("a digest").to_owned();
+    let collect = |namespace: &str| {
+        let data = node.scratch.data();
+        let mut kvd = Command::new(Daemon::program());
+        kvd.args(["object", "gc", "--json"]);
+        let limits = format!("[{{ namespace = \"{namespace}\", max_age = \"20ms\" }}]");
+        for (key, value) in [
+            ("data_dir", data.display().to_string()),
+            ("tenant.secret_file", data.join("shared.secret").display().to_string()),
+            ("tiers.object.url", format!("file://{}", store.path().display())),
+            ("tiers.object.pack_age", "10ms".to_owned()),
+            ("tiers.object.limits", limits),
+        ] {
+            kvd.arg("--set").arg(format!("{key}={value}"));
+        }
+        let ended = kvd.output().expect("kvd can be started");
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        serde_json::from_slice::<Value>(&ended.stdout).expect("JSON")["expired"].as_u64().expect("a count")
+    };
+    assert_eq!(collect(&"77".repeat(32)), 0, "nobody's namespace");
+    assert_eq!(collect(&digest), packs as u64);
+    assert_eq!(published(&store.path()).len(), 0);
+}

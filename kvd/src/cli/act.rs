@@ -55,6 +55,9 @@ struct PurgeTarget {
     /// Forget this namespace: its digest, or the beginning of it.
     #[arg(long, value_name = "DIGEST")]
     namespace: Option<String>,
+    /// Forget everything of this tenant; a daemon serves one, `default`.
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
     /// Forget everything.
     #[arg(long)]
     all: bool,
@@ -148,15 +151,16 @@ pub fn prefetch(args: &SelectionArgs, output: Output) -> Outcome {
 /// # Errors
 /// Not confirmed, or the daemon does not answer or refuses.
 pub fn purge(args: &PurgeArgs, output: Output) -> Outcome {
-    let (target, what) = match &args.target.namespace {
-        Some(namespace) => {
+    let all = "everything this daemon holds, and all of its tenant in the object tier, of every node";
+    let (target, what) = match &args.target {
+        PurgeTarget { namespace: Some(namespace), .. } => {
             let what = format!("all blocks of namespace {namespace}, in the object tier those of every node");
             (proto::purge_request::Target::Namespace(namespace.clone()), what)
         }
-        None => (
-            proto::purge_request::Target::Everything(true),
-            "everything this daemon holds, and all of its tenant in the object tier, of every node".to_owned(),
-        ),
+        PurgeTarget { tenant: Some(tenant), .. } => {
+            (proto::purge_request::Target::Tenant(tenant.clone()), all.to_owned())
+        }
+        PurgeTarget { all: _, .. } => (proto::purge_request::Target::Everything(true), all.to_owned()),
     };
     output.confirm(args.yes, &format!("Forget {what}?"))?;
     let request = proto::PurgeRequest { target: Some(target) };

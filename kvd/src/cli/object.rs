@@ -1,7 +1,5 @@
 //! `kvd object`: the object tier's store as the configuration names it, whether or not a daemon runs.
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand};
 use kvd_tiers::object::IndexName;
 use serde::Serialize;
@@ -11,6 +9,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::output::{Output, bytes, seconds, table};
 use crate::core::ObjectOptions;
 use crate::object::inspecting::{Found, Inspector, Pace};
+use crate::object::limits::Limits;
 use crate::object::store::{Fault, Store, StoreError};
 
 pub(super) const EXAMPLES: &str = "\
@@ -31,7 +30,7 @@ pub enum ObjectCommand {
     /// Read every pack and verify every record; ends with 6 when one is damaged.
     #[command(after_help = "Examples:\n  kvd object verify\n  kvd object verify --json | jq '.damaged'")]
     Verify(ConfigSources),
-    /// Delete now what the collector would: packs older than tiers.object.expire_after, and what crashes left behind.
+    /// Delete now what the collector would: packs that are too old by tiers.object.expire_after and tiers.object.limits, and what crashes left behind.
     #[command(after_help = "Examples:\n  kvd object gc --dry-run\n  kvd object gc --config /etc/kvd.toml")]
     Gc(GcArgs),
 }
@@ -55,7 +54,7 @@ pub fn run(command: &ObjectCommand, output: Output) -> Outcome {
         ObjectCommand::Ls(sources) => on_store(sources, true, async |look, _| ls(look, output).await),
         ObjectCommand::Verify(sources) => on_store(sources, true, async |look, _| verify(look, output).await),
         ObjectCommand::Gc(args) => on_store(&args.sources, args.dry_run, async |look, options| {
-            gc(look, options.expire_after, args.dry_run, output).await
+            gc(look, &limits(&args.sources, options)?, args.dry_run, output).await
         }),
     }
 }
@@ -244,9 +243,21 @@ struct Gone {
     packs: Vec<String>,
 }
 
-async fn gc(look: &Inspector<'_>, expire_after: Option<Duration>, dry_run: bool, output: Output) -> Outcome {
+/// Limits by namespace are found by the tenant's key: without it, packs would be taken for somebody else's.
+fn limits(sources: &ConfigSources, options: &ObjectOptions) -> Result<Limits, Failure> {
+    if options.limits.is_empty() {
+        return Ok(Limits::of_all(options));
+    }
+    let key = sources.load()?.config.tenant_key().map_err(|error| {
+        Failure::new(Exit::Failure, format!("tiers.object.limits need the tenant's secret: {error}"))
+            .remedy("run this as the user that runs kvd, with the daemon's own configuration")
+    })?;
+    Ok(Limits::new(options, &key))
+}
+
+async fn gc(look: &Inspector<'_>, limits: &Limits, dry_run: bool, output: Output) -> Outcome {
     let bar = output.progress(0, "collect");
-    let collected = look.collect(expire_after, !dry_run).await.map_err(of_store)?;
+    let collected = look.collect(limits, !dry_run).await.map_err(of_store)?;
     bar.finish_and_clear();
     let (expired, orphans) = (&collected.expired, &collected.left.orphans);
     let too_old = expired.iter().map(|(name, _)| name.pack);

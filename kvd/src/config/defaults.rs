@@ -198,6 +198,7 @@ fn object(file: ObjectFile, data_dir: &Path, machine: &dyn Machine) -> Object {
         pack_age: file.pack_age.unwrap_or(Span(PACK_AGE)),
         expire_after: file.expire_after.unwrap_or_default(),
         idle_after: file.idle_after.unwrap_or_default(),
+        limits: file.limits.unwrap_or_default(),
         request_timeout: file.request_timeout.unwrap_or(Span(REQUEST_TIMEOUT)),
         requests_max: file.requests_max.unwrap_or(REQUESTS_MAX),
         sync_every: file.sync_every.unwrap_or(Span(SYNC_EVERY)),

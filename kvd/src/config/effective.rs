@@ -27,6 +27,10 @@ pub fn effective(loaded: &Loaded) -> Vec<EffectiveValue> {
             let value = match value {
                 Value::Null => "off".to_owned(),
                 Value::String(text) if key.secret => format!("\"{}\"", redacted(text)),
+                // Of tables JSON's form is not the file's.
+                Value::Array(items) if items.iter().any(Value::is_object) => {
+                    toml::Value::try_from(value).map_or_else(|_| value.to_string(), |tables| tables.to_string())
+                }
                 other => other.to_string(),
             };
             EffectiveValue { value, origin: loaded.origin(&key.path), key: key.path }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::limits::ObjectLimit;
 use super::units::{Rate, Size, Span};
 use crate::object::options::StoreUrl;
 
@@ -178,6 +179,9 @@ pub(super) struct ObjectFile {
     /// After how long without a read a pack is deleted; 0s for never.
     #[schemars(extend("x-default" = "0s", "x-example" = "\"2days\""))]
     pub(super) idle_after: Option<Span>,
+    /// Other ages for some of the packs, in place of `expire_after` and `idle_after`: [[tiers.object.limits]] with a `namespace` (its whole digest, as `kvd namespaces` prints it) or a `tenant` ("default": all of this daemon's), and with `max_age`, `max_idle` or both; 0s for never. What the limit of a namespace leaves open, that of the tenant says, and then the keys above. Old packs are deleted by whichever node collects, idle ones by the node that wrote them, so give all nodes of a pool the same limits.
+    #[schemars(extend("x-default" = "[]", "x-example" = "[{ tenant = \"default\", max_age = \"30days\", max_idle = \"2days\" }]"))]
+    pub(super) limits: Option<Vec<ObjectLimit>>,
     /// How long the store may be silent before a request is given up and made again; an upload has a second more for every 4 MiB.
     #[schemars(extend("x-default" = "10s", "x-example" = "\"3s\""))]
     pub(super) request_timeout: Option<Span>,

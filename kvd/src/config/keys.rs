@@ -113,6 +113,9 @@ fn kind_of(property: &Value) -> String {
         Some(Value::Array(_)) if pattern.contains("unlimited") => "rate, \"500MiB/s\" or \"unlimited\"".into(),
         Some(Value::Array(_)) => "size, \"64GiB\"".into(),
         Some(Value::String(kind)) if kind == "string" && !pattern.is_empty() => "duration, \"250ms\"".into(),
+        Some(Value::String(kind)) if kind == "array" && property["items"].get("properties").is_some() => {
+            "list of tables".into()
+        }
         Some(Value::String(kind)) if kind == "array" => "list of strings".into(),
         Some(Value::String(kind)) => kind.clone(),
         _ => String::new(),

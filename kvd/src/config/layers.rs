@@ -126,6 +126,8 @@ impl<'a> Layers<'a> {
         });
         match typed {
             Ok(value) if read_one(key, &value).is_ok() => self.put(key, value, origin),
+            // What is wrong in a list is in one of its items.
+            Ok(value @ Value::Array(_)) => self.put(key, value, origin),
             _ => self.put(key, Value::String(text.to_owned()), origin),
         }
     }

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use kvd_proto::TenantKey;
 
-use super::{Config, NvmeIo, PolicyName, Span};
-use crate::core::{DramOptions, IoChoice, NvmeOptions, ObjectOptions, PolicyChoice, ServeOptions, TenantOptions};
+use super::{Config, NvmeIo, PolicyName, Span, TENANT_NAME};
+use crate::core::{
+    DramOptions, IoChoice, NvmeOptions, ObjectLimit, ObjectOptions, PolicyChoice, ServeOptions, TenantOptions,
+};
 
 const SECRET_BYTES_MIN: usize = 16;
 const SECRET_BYTES_MAX: u64 = 4096;
@@ -50,10 +52,7 @@ impl Config {
         Ok(ServeOptions {
             data_dir: self.data_dir.clone(),
             socket: self.socket.clone(),
-            tenant: TenantOptions {
-                name: "default".to_owned(),
-                key: TenantKey::new(blake3::derive_key(TENANT_KEY_CONTEXT, &secret)),
-            },
+            tenant: TenantOptions { name: TENANT_NAME.to_owned(), key: tenant_key(&secret) },
             sessions_max: self.session.max as usize,
             allowed_uids: self.session.allowed_uids.clone(),
             dram: DramOptions {
@@ -87,6 +86,14 @@ impl Config {
         })
     }
 
+    /// The tenant's key, for whoever looks at what a daemon has stored. Makes no secret.
+    ///
+    /// # Errors
+    /// There is no secret to be had.
+    pub fn tenant_key(&self) -> Result<TenantKey, SecretError> {
+        Ok(tenant_key(&read_secret(&self.tenant.secret_file)?))
+    }
+
     /// What a client of the object tier's store needs; `None` where there is no object tier.
     pub fn object_options(&self) -> Option<ObjectOptions> {
         let object = &self.tiers.object;
@@ -103,6 +110,7 @@ impl Config {
             pack_age: object.pack_age.0,
             expire_after: bound(object.expire_after),
             idle_after: bound(object.idle_after),
+            limits: object.limits.iter().map(limit).collect(),
             request_timeout: object.request_timeout.0,
             requests_max: object.requests_max as usize,
             sync_every: object.sync_every.0,
@@ -111,12 +119,29 @@ impl Config {
     }
 }
 
+fn limit(given: &super::ObjectLimit) -> ObjectLimit {
+    ObjectLimit {
+        namespace: given.namespace.map(|name| name.0),
+        max_age: given.max_age.map(|span| span.0),
+        max_idle: given.max_idle.map(|span| span.0),
+    }
+}
+
+fn tenant_key(secret: &[u8]) -> TenantKey {
+    TenantKey::new(blake3::derive_key(TENANT_KEY_CONTEXT, secret))
+}
+
 fn read_or_make_secret(path: &Path, data_dir: &Path) -> Result<Vec<u8>, SecretError> {
     let failed = |source| SecretError::Io { path: path.to_owned(), source };
     if path.starts_with(data_dir) && !path.exists() {
         DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
         make_secret(path).map_err(failed)?;
     }
+    read_secret(path)
+}
+
+fn read_secret(path: &Path) -> Result<Vec<u8>, SecretError> {
+    let failed = |source| SecretError::Io { path: path.to_owned(), source };
     let mut secret = Vec::new();
     File::open(path).and_then(|file| file.take(SECRET_BYTES_MAX).read_to_end(&mut secret)).map_err(failed)?;
     if secret.len() < SECRET_BYTES_MIN {

@@ -234,6 +234,61 @@ fn what_does_not_fit_together_in_the_object_tier_is_refused_with_its_key() {
     }
 }
 
+const DIGEST: &str = "9c41000000000000000000000000000000000000000000000000000000000001";
+
+#[test]
+fn limits_of_namespaces_are_read_and_printed_as_they_are_written() {
+    let text = format!(
+        "[tiers.object]\nexpire_after = \"7days\"\n\n[[tiers.object.limits]]\nnamespace = \"{DIGEST}\"\nmax_age = \"1h\"\n\n\
+         [[tiers.object.limits]]\ntenant = \"default\"\nmax_idle = \"0s\"\n"
+    );
+    let (_folder, loaded) = load_text(&text);
+    let loaded = loaded.expect("good");
+    assert_eq!(check(&loaded, &FakeMachine::healthy()), []);
+    let limits = loaded.config.object_options().expect("on").limits;
+    let hour = std::time::Duration::from_secs(3600);
+    assert_eq!(limits[0].namespace.map(|digest| digest.to_string()).as_deref(), Some(DIGEST));
+    assert_eq!((limits[0].max_age, limits[0].max_idle), (Some(hour), None));
+    assert_eq!((limits[1].namespace, limits[1].max_idle), (None, Some(std::time::Duration::ZERO)));
+    let shown = effective(&loaded).into_iter().find(|value| value.key == "tiers.object.limits").expect("shown");
+    assert!(shown.value.starts_with("[{ max_age = \"1h\", namespace = \"9c41"), "{}", shown.value);
+    let again = with(&[&format!("tiers.object.limits={}", shown.value)], &FakeMachine::healthy());
+    assert_eq!(again.config.tiers.object.limits, loaded.config.tiers.object.limits);
+}
+
+#[test]
+fn a_limit_that_is_none_is_refused_where_it_stands() {
+    let said = refusal_of("[[tiers.object.limits]]\nnamespace = \"9c41\"\nmax_age = \"1h\"\n");
+    assert!(
+        said.starts_with("kvd.toml:1:16: tiers.object.limits: `9c41` is no namespace: write all 64 digits"),
+        "{said}"
+    );
+    let said = refusal_of("[tiers.object]\nlimits = [{ tenant = \"default\", max_ago = \"1h\" }]\n");
+    assert!(said.starts_with("kvd.toml:2:1: tiers.object.limits: unknown field `max_ago`"), "{said}");
+    let machine = FakeMachine::healthy();
+    let set = Sources { assignments: vec!["tiers.object.limits=[{ tenant = 3 }]".into()], ..Sources::default() };
+    let said = load(&set, &machine).expect_err("refused").to_string();
+    assert!(said.contains("invalid type: integer `3`, expected a string"), "{said}");
+
+    let named = format!("{{ namespace = \"{DIGEST}\", max_age = \"1h\" }}");
+    for (limits, says) in [
+        ("{ max_age = \"1h\" }".to_owned(), "limit 1: it says neither which namespace nor which tenant"),
+        (format!("{named}, {{ tenant = \"other\", max_age = \"1h\" }}"), "limit 2: no tenant `other` is served here"),
+        ("{ tenant = \"default\" }".to_owned(), "limit 1: it limits nothing"),
+        ("{ tenant = \"default\", max_idle = \"1s\" }".to_owned(), "limit 1: max_idle of 1s: packs would go"),
+        (format!("{named}, {named}"), "limit 2: it is for the same packs as limit 1"),
+    ] {
+        let said = with(&[&format!("tiers.object.limits=[{limits}]")], &machine).checked(&machine).expect_err(says);
+        let said = said.to_string();
+        assert!(said.contains(&format!("tiers.object.limits: {says}")) && said.contains("\n  remedy: "), "{said}");
+    }
+    let both = format!("tiers.object.limits=[{{ namespace = \"{DIGEST}\", tenant = \"default\", max_age = \"1h\" }}]");
+    assert_eq!(with(&[&both], &machine).checked(&machine).expect("fine"), [], "a namespace of a tenant");
+    let reader = with(&[&both, "tiers.object.writable=false", "tiers.object.url=s3://kv-cache"], &machine);
+    let remarks = reader.checked(&machine).expect("only a remark");
+    assert!(remarks.iter().any(|remark| remark.to_string().contains("nothing is deleted by a node")), "{remarks:?}");
+}
+
 #[test]
 fn a_bucket_whose_secret_nobody_else_has_is_remarked() {
     let mut machine = FakeMachine::healthy();

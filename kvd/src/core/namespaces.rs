@@ -129,21 +129,11 @@ fn read(file: &Path) -> io::Result<BTreeMap<NamespaceDigest, KnownNamespace>> {
     };
     let by_name: BTreeMap<String, KnownNamespace> = serde_json::from_str(&text)?;
     let one = |(name, known): (String, KnownNamespace)| {
-        let digest = digest(&name).ok_or_else(|| io::Error::other(format!("`{name}` is no digest")))?;
+        let digest =
+            NamespaceDigest::from_hex(&name).ok_or_else(|| io::Error::other(format!("`{name}` is no digest")))?;
         Ok((digest, known))
     };
     by_name.into_iter().take(KNOWN_MAX).map(one).collect()
-}
-
-fn digest(name: &str) -> Option<NamespaceDigest> {
-    let mut bytes = [0; 32];
-    if name.len() != 2 * bytes.len() || !name.is_ascii() {
-        return None;
-    }
-    for (byte, digits) in bytes.iter_mut().zip(name.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(NamespaceDigest::new(bytes))
 }
 
 #[cfg(test)]

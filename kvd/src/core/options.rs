@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kvd_proto::TenantKey;
+use kvd_proto::{NamespaceDigest, TenantKey};
 
 use crate::object::options::StoreUrl;
 
@@ -104,6 +104,8 @@ pub struct ObjectOptions {
     pub expire_after: Option<Duration>,
     /// After how long without a read a pack is deleted; `None` for never.
     pub idle_after: Option<Duration>,
+    /// Other ages for some of the packs.
+    pub limits: Vec<ObjectLimit>,
     /// How long the store may be silent before a request is given up, and perhaps made again.
     pub request_timeout: Duration,
     /// Requests in flight at most, 1 to 256.
@@ -112,6 +114,17 @@ pub struct ObjectOptions {
     pub sync_every: Duration,
     /// Whether anything is written or deleted; otherwise the store is only read.
     pub writable: bool,
+}
+
+/// How long packs of a namespace are kept, or of the whole tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectLimit {
+    /// Which namespace; `None` for all of the daemon's tenant.
+    pub namespace: Option<NamespaceDigest>,
+    /// Age at which a pack is deleted: zero for never, `None` for what else is said.
+    pub max_age: Option<Duration>,
+    /// After how long without a read a pack is deleted: zero for never, `None` for what else is said.
+    pub max_idle: Option<Duration>,
 }
 
 /// Which I/O serves a device.

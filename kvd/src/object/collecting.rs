@@ -1,13 +1,14 @@
 //! The collector: packs that are too old or that nobody reads, and what crashes left behind.
 //!
-//! Every node deletes its own packs by age and idleness, since only it knows when it read them. One of them, by a leased
+//! Every node deletes its own packs by age and idleness, since only it knows when it read them. How old and how idle is said by
+//! [`limits`](super::limits), which may differ by namespace. One of them, by a leased
 //! object, does for all nodes what needs the whole listing: packs of any node that are too old, orphans, leftovers of
 //! checks. Two at once do no harm: deleting what is gone is done.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use kvd_tiers::object::{IndexName, pack_path};
+use kvd_tiers::object::{IndexName, Realm, pack_path};
 
 use super::listing::Asking;
 use super::sharing;
@@ -62,21 +63,23 @@ pub(super) async fn turn(shared: &Arc<Shared>, started_ms: u64, now_ms: u64) -> 
 }
 
 fn idle(shared: &Shared, started_ms: u64, now_ms: u64) -> Vec<IndexName> {
-    let Some(idle_after) = shared.options.idle_after else { return Vec::new() };
-    match before(now_ms, idle_after) {
-        // Nobody can have been idle for that long since the start.
-        limit if limit <= started_ms => Vec::new(),
-        limit => shared.sharing.unused_since(limit, EXPIRED_MAX),
-    }
+    let since = |realm: &Realm| shared.limits.idle(realm).map(|idle_after| before(now_ms, idle_after));
+    // Nobody can have been idle since before the start.
+    shared.sharing.unused_since(|realm| since(realm).filter(|since| *since > started_ms), EXPIRED_MAX)
 }
 
 /// Packs that the catalog knows to be too old: of this node, or of all.
 async fn expired(shared: &Arc<Shared>, now_ms: u64, own: bool) -> Vec<IndexName> {
-    let Some(expire_after) = shared.options.expire_after else { return Vec::new() };
-    let limit = before(now_ms, expire_after);
+    if !shared.limits.any_age() {
+        return Vec::new();
+    }
     let shared = shared.clone();
     let search = move || {
-        let old = shared.catalog.packs().filter(|row| row.created_ms < limit && (!own || row.node == shared.node));
+        let limits = &shared.limits;
+        let old = shared
+            .catalog
+            .packs()
+            .filter(|row| (!own || row.node == shared.node) && limits.is_expired(&row.realm, row.created_ms, now_ms));
         old.take(EXPIRED_MAX).map(|row| row.index_name()).collect()
     };
     // Reads a row per pack from a disk. Broken off, it finds nothing this time.

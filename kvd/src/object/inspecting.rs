@@ -9,7 +9,8 @@ use kvd_tiers::record::{Expect, verify_bytes};
 
 use super::collecting::lease::{self, Claim};
 use super::collecting::orphans::{self, Left};
-use super::collecting::{before, remove_unknown};
+use super::collecting::remove_unknown;
+use super::limits::Limits;
 use super::listing::Asking;
 use super::store::{Fault, Store};
 use super::worker::unix_ms;
@@ -138,7 +139,7 @@ impl<'a> Inspector<'a> {
 
     /// A turn of the collector, whoever else has one. Without `delete` nothing is written, and ages are told by this
     /// machine's clock instead of the store's.
-    pub(crate) async fn collect(&self, expire_after: Option<Duration>, delete: bool) -> Result<Collected, Fault> {
+    pub(crate) async fn collect(&self, limits: &Limits, delete: bool) -> Result<Collected, Fault> {
         let mut collected = Collected::default();
         let store_time = match delete {
             true => {
@@ -151,11 +152,11 @@ impl<'a> Inspector<'a> {
             }
             false => SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms()),
         };
-        if let Some(expire_after) = expire_after {
-            let limit = before(unix_ms(), expire_after);
+        if limits.any_age() {
+            let now_ms = unix_ms();
             for name in self.names().await? {
                 let Some(Found { index: Ok(index), .. }) = self.look(name).await? else { continue };
-                if index.created_ms < limit {
+                if limits.is_expired(&index.realm, index.created_ms, now_ms) {
                     if delete {
                         remove_unknown(self.asking, name).await?;
                     }

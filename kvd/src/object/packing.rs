@@ -87,12 +87,12 @@ impl Closed {
         &self.realm
     }
 
-    /// What of it may lie in the store though it is given up: the name of its index object, and its bytes.
-    pub(super) fn left(&self) -> Option<(IndexName, u64)> {
+    /// What of it may lie in the store though it is given up: the name of its index object, and its index.
+    pub(super) fn left(&self) -> Option<(IndexName, &PackIndex)> {
         let pack = self.pack.as_ref().filter(|_| self.sent)?;
         let PackIndex { node, pack: name, .. } = pack.index;
         // Without a number there was none.
-        Some((IndexName { node, seq: self.number.unwrap_or(0), pack: name }, pack.bytes))
+        Some((IndexName { node, seq: self.number.unwrap_or(0), pack: name }, &pack.index))
     }
 
     /// Records that were gathered in it.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use kvd_tiers::object::{IndexName, PackName, pack_path};
+use kvd_tiers::object::{IndexName, PackIndex, PackName, Realm, pack_path};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::store::Fault;
@@ -34,10 +34,19 @@ impl Numbers {
 
 struct Own {
     name: IndexName,
+    realm: Realm,
     bytes: u64,
     records: u64,
     /// When it was written, or last read by this node, in milliseconds since 1970.
     used_ms: u64,
+}
+
+impl Own {
+    /// One that nobody has used yet.
+    fn of(name: IndexName, index: &PackIndex) -> Self {
+        let records = index.entries.len() as u64;
+        Self { name, realm: index.realm, bytes: index.pack_bytes(), records, used_ms: 0 }
+    }
 }
 
 #[derive(Default)]
@@ -97,7 +106,8 @@ impl Sharing {
         for row in shared.catalog.packs_of(shared.node) {
             let used_ms = known.get(&row.name).map_or(row.created_ms, |own| own.used_ms);
             let records = u64::from(row.records);
-            owned.packs.insert(row.name, Own { name: row.index_name(), bytes: row.bytes, records, used_ms });
+            let (name, realm) = (row.index_name(), row.realm);
+            owned.packs.insert(row.name, Own { name, realm, bytes: row.bytes, records, used_ms });
         }
         for (pack, own) in known.into_iter().filter(|(pack, _)| owned.going.contains_key(pack)).collect::<Vec<_>>() {
             owned.packs.entry(pack).or_insert(own);
@@ -107,14 +117,14 @@ impl Sharing {
     }
 
     /// A pack of this node is in the store.
-    pub(super) fn published(&self, shared: &Shared, name: IndexName, bytes: u64, records: u64) {
-        self.insert(shared, Own { name, bytes, records, used_ms: unix_ms() });
+    pub(super) fn published(&self, shared: &Shared, name: IndexName, index: &PackIndex) {
+        self.insert(shared, Own { used_ms: unix_ms(), ..Own::of(name, index) });
     }
 
     /// A pack of this node is given up, and may be in the store all the same, visible or not: it is counted, and goes.
-    pub(super) fn abandoned(&self, shared: &Shared, name: IndexName, bytes: u64) {
+    pub(super) fn abandoned(&self, shared: &Shared, name: IndexName, index: &PackIndex) {
         if self.begin(name) {
-            self.insert(shared, Own { name, bytes, records: 0, used_ms: 0 });
+            self.insert(shared, Own { records: 0, ..Own::of(name, index) });
         }
     }
 
@@ -153,10 +163,11 @@ impl Sharing {
         }
     }
 
-    /// Own packs that were neither written nor read since `limit_ms`, at most `max` of them.
-    pub(super) fn unused_since(&self, limit_ms: u64, max: usize) -> Vec<IndexName> {
+    /// Own packs that were neither written nor read since the moment that `since_ms` names for their realm, at most `max` of
+    /// them.
+    pub(super) fn unused_since(&self, since_ms: impl Fn(&Realm) -> Option<u64>, max: usize) -> Vec<IndexName> {
         let owned = self.owned();
-        let unused = owned.packs.values().filter(|own| own.used_ms < limit_ms);
+        let unused = owned.packs.values().filter(|own| since_ms(&own.realm).is_some_and(|since| own.used_ms < since));
         unused.take(max).map(|own| own.name).collect()
     }
 

@@ -25,6 +25,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::identity::{self, IdentityError};
+use super::limits::Limits;
 use super::listing::Asking;
 use super::purging::Scope;
 use super::scrubbing::Damaged;
@@ -134,6 +135,7 @@ pub(super) struct Shared {
     pub(super) node: NodeName,
     pub(super) tenant_key: TenantKey,
     pub(super) sharing: Sharing,
+    pub(super) limits: Limits,
     pub(super) spending: Spending,
     pub(super) damaged: Damaged,
     pub(super) stop: Arc<AtomicBool>,
@@ -214,6 +216,7 @@ pub(crate) fn start(
         node,
         tenant_key,
         sharing: Sharing::new(options.share_bytes, cursor),
+        limits: Limits::new(options, &tenant_key),
         spending: Spending::new(Instant::now()),
         damaged: Damaged::default(),
         stop: ends.stop,
@@ -240,6 +243,7 @@ pub(super) fn without_threads(options: &ObjectOptions, data_dir: &Path, tenant_k
         node: identity::node_name(data_dir).expect("a name"),
         tenant_key,
         sharing: Sharing::new(options.share_bytes, 0),
+        limits: Limits::new(options, &tenant_key),
         spending: Spending::new(Instant::now()),
         damaged: Damaged::default(),
         stop: Arc::default(),

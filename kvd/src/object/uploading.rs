@@ -46,7 +46,7 @@ pub(super) async fn upload(shared: &Shared, closed: &mut Closed) -> Result<bool,
         tracing::warn!(?added, "the catalog does not learn of a pack of this node");
     }
     // Behind the catalog, from which packs are counted anew now and then.
-    sharing.published(shared, name, pack.bytes, pack.index.entries.len() as u64);
+    sharing.published(shared, name, &pack.index);
     Ok(true)
 }
 

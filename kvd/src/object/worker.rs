@@ -383,8 +383,8 @@ impl Worker {
 
     /// What a given up pack may have left in the store goes.
     fn abandon(&self, closed: &Closed) {
-        if let Some((name, bytes)) = closed.left() {
-            self.shared.sharing.abandoned(&self.shared, name, bytes);
+        if let Some((name, index)) = closed.left() {
+            self.shared.sharing.abandoned(&self.shared, name, index);
         }
     }
 

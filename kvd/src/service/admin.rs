@@ -10,6 +10,7 @@ use super::live::{LiveConfig, ReloadError};
 use super::proto::{self, Progress};
 use super::refusal::{bad_field, of_core, refusal, wrong_reply};
 use super::work::{self, Reports, stream};
+use crate::config::TENANT_NAME;
 use crate::core::CoreHandle;
 use crate::core::admin::{
     AdminCommand, AdminError, AdminReply, ChangedReply, DeviceState, ObjectTierReply, PAGE_ENTRIES_MAX, Page,
@@ -273,6 +274,12 @@ impl<C: Asks> proto::admin_service_server::AdminService for AdminService<C> {
     async fn purge(&self, request: Request<proto::PurgeRequest>) -> Result<Response<Self::PurgeStream>, Status> {
         let namespace = match request.into_inner().target {
             Some(proto::purge_request::Target::Everything(true)) => None,
+            Some(proto::purge_request::Target::Tenant(name)) if name == TENANT_NAME => None,
+            Some(proto::purge_request::Target::Tenant(name)) => {
+                let message = format!("no tenant `{name}` is served here");
+                let remedy = format!("a daemon serves one tenant, `{TENANT_NAME}`");
+                return Err(refusal(Code::NotFound, "TENANT_NOT_FOUND", message, Some(&remedy)));
+            }
             Some(proto::purge_request::Target::Namespace(text)) if !text.is_empty() => self.namespace(&text).await?,
             _ => return Err(bad_field("target", "name a namespace, or set everything".into())),
         };

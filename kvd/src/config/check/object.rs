@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::super::Object;
 use super::super::defaults::{PACK_BYTES_MAX, PACK_BYTES_MIN};
 use super::super::units::{Size, Span, rough};
+use super::super::{Object, ObjectLimit, TENANT_NAME};
 use super::Checker;
 use crate::machine::EntryKind;
 use crate::object::options::{BucketKind, StoreUrl};
@@ -28,6 +28,38 @@ const AWS_VARIABLES: [&str; 5] = [
     "AWS_SKIP_SIGNATURE",
 ];
 
+/// More than a pool has namespaces; each is looked up for every pack.
+const LIMITS_MAX: usize = 1024;
+
+/// Why a limit is none, and what to do about it.
+fn wrong_limit(object: &Object, at: usize, limit: &ObjectLimit) -> Option<(String, &'static str)> {
+    if limit.namespace.is_none() && limit.tenant.is_none() {
+        let message = "it says neither which namespace nor which tenant it is for".to_owned();
+        return Some((
+            message,
+            "add namespace or tenant; for all packs set tiers.object.expire_after and tiers.object.idle_after",
+        ));
+    }
+    if let Some(tenant) = limit.tenant.as_deref().filter(|tenant| *tenant != TENANT_NAME) {
+        let message = format!("no tenant `{tenant}` is served here: a daemon has one, `{TENANT_NAME}`");
+        return Some((message, "write tenant = \"default\", or set the limit where that tenant is served"));
+    }
+    if limit.max_age.is_none() && limit.max_idle.is_none() {
+        return Some(("it limits nothing".to_owned(), "add max_age or max_idle; \"0s\" is for ever"));
+    }
+    for (name, span) in [("max_age", limit.max_age), ("max_idle", limit.max_idle)] {
+        if let Some(span) = span.filter(|span| !span.0.is_zero() && *span <= object.pack_age) {
+            let message = format!(
+                "{name} of {span}: packs would go as soon as they come, after tiers.object.pack_age of {}",
+                object.pack_age
+            );
+            return Some((message, "write \"0s\" for ever, or an hour or more"));
+        }
+    }
+    let earlier = object.limits[..at].iter().position(|other| other.namespace == limit.namespace)?;
+    Some((format!("it is for the same packs as limit {}", earlier + 1), "write one limit with both ages"))
+}
+
 impl Checker<'_> {
     pub(super) fn object(&mut self) {
         let object = &self.loaded.config.tiers.object;
@@ -35,6 +67,7 @@ impl Checker<'_> {
             return;
         }
         self.object_numbers(object);
+        self.object_limits(object);
         self.object_server(object);
         self.object_files(object);
         match &object.url {
@@ -81,6 +114,24 @@ impl Checker<'_> {
                     object.pack_age
                 );
                 self.refuse(key, message, &format!("set {key} = \"0s\" for never, or to an hour or more"));
+            }
+        }
+    }
+
+    /// Each limit by itself, and that no two are for the same packs.
+    fn object_limits(&mut self, object: &Object) {
+        let key = "tiers.object.limits";
+        if object.limits.len() > LIMITS_MAX {
+            let message = format!("{} limits: {LIMITS_MAX} are possible", object.limits.len());
+            return self.refuse(key, message, "name the namespaces that need one, and the tenant for the others");
+        }
+        if !object.writable && !object.limits.is_empty() {
+            let message = "nothing is deleted by a node that only reads".to_owned();
+            self.warn(key, message, "leave them out here, and give them to the nodes that write");
+        }
+        for (at, limit) in object.limits.iter().enumerate() {
+            if let Some((message, remedy)) = wrong_limit(object, at, limit) {
+                self.refuse(key, format!("limit {}: {message}", at + 1), remedy);
             }
         }
     }

@@ -11,7 +11,9 @@ use kvd_tiers::object::{NodeName, PackName, Realm};
 
 use super::lease::{Claim, Lease, hold};
 use super::*;
-use crate::core::ObjectOptions;
+use crate::core::{ObjectLimit, ObjectOptions};
+use crate::object::inspecting::Inspector;
+use crate::object::limits::Limits;
 use crate::object::options::StoreUrl;
 use crate::object::tier::without_threads;
 
@@ -41,6 +43,7 @@ impl Pool {
             pack_age: Duration::from_secs(2),
             expire_after: None,
             idle_after: None,
+            limits: Vec::new(),
             request_timeout: Duration::from_secs(10),
             requests_max: 4,
             sync_every: Duration::from_secs(1),
@@ -92,7 +95,7 @@ async fn store(shared: &Shared, number: u8, realm: Realm, created_ms: u64) -> In
     let name = IndexName { node: shared.node, seq: u64::from(number), pack: pack.index.pack };
     shared.store.put_new(&name.path(), vec![pack.index_bytes.into()], deadline).await.expect("put");
     shared.catalog.add(name, &pack.index).expect("added");
-    shared.sharing.published(shared, name, pack.bytes, pack.index.entries.len() as u64);
+    shared.sharing.published(shared, name, &pack.index);
     name
 }
 
@@ -241,5 +244,63 @@ fn what_a_crash_leaves_goes_once_it_is_an_hour_old() {
         turn(&shared, 0, NOW).await.expect("no fault");
         assert_eq!(objects(&shared).await, wanted);
         assert_eq!(shared.counters().orphans_collected.get(), 1);
+    });
+}
+
+#[test]
+fn a_namespace_has_limits_of_its_own_whoever_wrote_its_packs() {
+    run(async {
+        let pool = Pool::new();
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        let limit = |number, max_age: Option<u64>, max_idle| ObjectLimit {
+            namespace: Some(namespace(number)),
+            max_age: max_age.map(hours),
+            max_idle,
+        };
+        let limits =
+            vec![limit(1, Some(2), None), limit(2, Some(0), None), limit(3, None, Some(Duration::from_millis(1)))];
+        let options = ObjectOptions { expire_after: Some(hours(10)), limits, ..pool.options() };
+        let (a, b) = (pool.node(1, &options), pool.node(2, &options));
+        let now = crate::object::unix_ms() + 60_000;
+        let realm = |number| a.realm(&namespace(number));
+        store(&a, 1, realm(1), now - 3 * HOUR_MS).await;
+        let kept = store(&a, 2, realm(2), now - 1000 * HOUR_MS).await;
+        store(&a, 3, realm(3), now - 3 * HOUR_MS).await;
+        let plain = store(&a, 4, realm(4), now - 3 * HOUR_MS).await;
+        let theirs = store(&b, 5, realm(1), now - 3 * HOUR_MS).await;
+        let stranger = Realm { tenant: [7; 16], ..realm(1) };
+        let strange = store(&b, 6, stranger, now - 3 * HOUR_MS).await;
+        for name in [theirs, strange] {
+            let index = a.asking().index(name).await.expect("there").expect("an index");
+            a.catalog.add(name, &index).expect("added");
+        }
+        turn(&a, 0, now).await.expect("no fault");
+        assert_eq!(
+            objects(&a).await,
+            both(&[kept, plain, strange]),
+            "of another tenant's nobody here knows the namespace"
+        );
+        assert_eq!((a.counters().packs_expired.get(), a.counters().packs_idle.get()), (2, 1));
+    });
+}
+
+#[test]
+fn an_operator_collects_by_the_same_limits() {
+    run(async {
+        let pool = Pool::new();
+        let limit =
+            ObjectLimit { namespace: Some(namespace(1)), max_age: Some(Duration::from_secs(3600)), max_idle: None };
+        let options = ObjectOptions { limits: vec![limit], ..pool.options() };
+        let shared = pool.node(1, &options);
+        let old = crate::object::unix_ms() - 2 * HOUR_MS;
+        let short = store(&shared, 1, shared.realm(&namespace(1)), old).await;
+        let kept = store(&shared, 2, shared.realm(&namespace(2)), old).await;
+        let look = Inspector::new(&shared.store, &options);
+        let collected = look.collect(&Limits::of_all(&options), true).await.expect("no fault");
+        assert_eq!(collected.expired, [], "without the key all packs are somebody else's");
+        let limits = Limits::new(&options, &TenantKey::new([1; 32]));
+        let collected = look.collect(&limits, true).await.expect("no fault");
+        assert_eq!(collected.expired.iter().map(|(name, _)| *name).collect::<Vec<_>>(), [short]);
+        assert_eq!(objects(&shared).await, both(&[kept]));
     });
 }

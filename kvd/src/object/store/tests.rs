@@ -28,6 +28,7 @@ fn options(url: StoreUrl) -> ObjectOptions {
         pack_age: Duration::from_secs(2),
         expire_after: None,
         idle_after: None,
+        limits: Vec::new(),
         request_timeout: PATIENCE,
         requests_max: 4,
         sync_every: Duration::from_secs(1),

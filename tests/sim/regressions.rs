@@ -34,3 +34,9 @@ fn spills_go_on_without_further_calls() {
 fn every_fence_of_a_dead_client_falls() {
     run(7737);
 }
+
+/// `get_overrun`: two records longer than a run of the object tier were read at a time, and were more bytes than may be.
+#[test]
+fn a_record_longer_than_a_run_is_read_when_there_is_room_for_it() {
+    run(11);
+}

@@ -76,6 +76,22 @@ fn a_purge_in_trouble_leaves_nothing_in_the_end() {
     field.expect_no_leak();
 }
 
+#[test]
+fn what_a_purge_has_yet_to_reach_is_not_fetched() {
+    let Some(mut field) = field("reach") else { return };
+    let (engine, chain) = (field.writer.engine(1), field.chain());
+    assert_eq!(engine.store(chain, 0, BLOCKS).granted, BLOCKS);
+    served(&field.reader.engine(2), chain);
+    let met = field.meet(Kind::Delete, INDEX, Trouble::Status(503, "SlowDown"));
+    let mut purge = purge(&field.writer);
+    within("the purge asks the store to delete", || field.has_met(&met));
+    assert_eq!(engine.find(chain, BLOCKS).blocks(), 0, "it is in the store still, and would outlive the purge here");
+    field.proxy.clear();
+    assert!(purge.wait().expect("it ends").success());
+    assert_eq!(engine.find(chain, BLOCKS).blocks(), 0, "what is gone does not come back");
+    field.over(&met);
+}
+
 fn purge(node: &Node) -> Child {
     let mut kvd = Command::new(Daemon::program());
     kvd.args(["purge", "--all", "--yes", "--socket"]).arg(node.scratch.socket());

@@ -88,7 +88,8 @@ impl Remotes {
             }
             self.run = None;
         }
-        let run_bytes = object.run_bytes_max.max(u64::from(from.bytes));
+        let alone = if cfg!(kvd_bug = "get_overrun") { 0 } else { u64::from(from.bytes) };
+        let run_bytes = object.run_bytes_max.max(alone);
         let room = self.getting_bytes + run_bytes <= object.get_bytes_max;
         self.getting == 0 || room && self.getting <= object.gets_max / 2
     }
@@ -241,7 +242,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
                 },
             };
             // Its slot shall get a generation behind that when its space is given away.
-            if newer(record.generation, self.generation) {
+            if newer(record.generation, self.generation) && !cfg!(kvd_bug = "import_generation_kept") {
                 self.generation = record.generation;
             }
             let rank = tip.get().map_or(0, |parent| self.nodes[parent].rank);

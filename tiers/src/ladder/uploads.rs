@@ -118,7 +118,9 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             };
             let from = self.dram_slot(id).expect("a published copy has a slot");
             self.hold(id);
-            self.pin_slot(from, Holder::Move);
+            if !cfg!(kvd_bug = "put_unpinned") {
+                self.pin_slot(from, Holder::Move);
+            }
             self.remotes.putting += 1;
             let entry = self.entry(id, SlotState::Resident);
             let move_id = self.start(Flight::Put { node: id, from });

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build check test lint demo torture sim corruption hostile deaths bugs mutants bench
+.PHONY: help setup build check test lint demo torture sim corruption hostile deaths bugs mutants bench bench-object
 
 # One target directory for all checkouts: dependencies compile once.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvd/target
@@ -10,6 +10,7 @@ KVD := $(CARGO_TARGET_DIR)/debug/kvd
 CYCLES ?= 1000
 SEEDS ?= 10000
 BLOCK_BYTES ?= 65536
+BYTES ?= 1GiB
 SHARD ?= 0/100
 
 help: ## Show this list
@@ -62,3 +63,6 @@ mutants: setup ## Mutate ladder, slot tables and recovery, see what the tests no
 bench: build ## The figures of this machine: match, copy, NVMe beside fio, memory and recovery
 	@status=0; for bench in match copy nvme recover; do \
 	echo "$(KVD) bench $$bench"; $(KVD) bench $$bench || status=$$?; done; exit $$status
+
+bench-object: build ## The object tier on a SeaweedFS server, beside a plain client and NIXL: make bench-object BYTES=1GiB
+	KVD=$(KVD) BYTES=$(BYTES) benches/object.sh

@@ -31,4 +31,5 @@ mod uploading;
 pub(crate) mod view;
 mod worker;
 
-pub(crate) use worker::unix_ms;
+pub(crate) use tier::RUN_BYTES_MAX;
+pub(crate) use worker::{BUFFERED_PACKS, UPLOADS_MAX, request_threads, unix_ms};

@@ -14,6 +14,7 @@ mod engine;
 mod matching;
 mod node;
 mod nvme;
+mod object;
 mod recover;
 mod stats;
 
@@ -22,6 +23,7 @@ Examples:
   kvd bench match                              1 000-block prefixes among a million records
   kvd bench copy --json                        engine memory <-> DRAM, checksums on, against a raw copy
   kvd bench nvme --path /var/lib/kvd           reads and writes of records, against fio on the same file
+  kvd bench object --url s3://bucket/prefix    packs and ranges, against a plain client of the same store
   kvd bench recover --records 100000           memory per record, and the time back after SIGKILL";
 
 /// What is measured.
@@ -36,6 +38,9 @@ pub enum BenchCommand {
     /// How fast records go between DRAM and a disk, and what of it is the disk.
     #[command(after_help = nvme::EXAMPLES)]
     Nvme(nvme::NvmeArgs),
+    /// How fast blocks go to an object store and come back on another node, beside a plain client.
+    #[command(after_help = object::EXAMPLES)]
+    Object(object::ObjectArgs),
     /// What a record costs the daemon in memory, and how soon a successor serves after SIGKILL.
     #[command(after_help = recover::EXAMPLES)]
     Recover(recover::RecoverArgs),
@@ -50,6 +55,7 @@ pub fn run(command: &BenchCommand, output: Output) -> Outcome {
         BenchCommand::Match(args) => matching::run(args, output),
         BenchCommand::Copy(args) => copying::run(args, output),
         BenchCommand::Nvme(args) => nvme::run(args, output),
+        BenchCommand::Object(args) => object::run(args, output),
         BenchCommand::Recover(args) => recover::run(args, output),
     }
 }

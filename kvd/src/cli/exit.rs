@@ -77,7 +77,7 @@ pub fn exit_codes_markdown() -> String {
     for exit in Exit::ALL {
         text.push_str(&format!("| {} | {} |\n", exit.code(), exit.meaning()));
     }
-    text.push_str("\n`kvd demo` that is interrupted ends with 130, as shells count SIGINT.\n");
+    text.push_str("\n`kvd demo` and `kvd bench object` that are interrupted end with 130, as shells count SIGINT.\n");
     text
 }
 

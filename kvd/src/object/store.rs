@@ -28,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use object_store::path::Path;
-use object_store::{ObjectMeta, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, PutPayload};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::sync::Semaphore;
@@ -156,9 +156,7 @@ impl Store {
     /// # Errors
     /// The folder, the certificates or the credentials are not to be had, or do not fit together.
     pub fn open(options: &ObjectOptions) -> Result<Store, StoreError> {
-        let environment =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Store::open_with(options, &environment.collect::<Vec<_>>())
+        Store::open_with(options, &environment())
     }
 
     /// [`Store::open`] with another environment.
@@ -186,6 +184,18 @@ impl Store {
                 counters: Arc::new(StoreCounters::default()),
                 estimator: Estimator::default(),
             }),
+        })
+    }
+
+    /// The library's client as a store is spoken to here, for who wants to compare: without deadlines, retries or counters.
+    ///
+    /// # Errors
+    /// As of [`Store::open`].
+    pub(crate) fn library_client(options: &ObjectOptions) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        let client = Client::open(options, &environment())?;
+        Ok(match client {
+            Client::Bucket { store, .. } => store,
+            Client::Folder { store, .. } => store,
         })
     }
 
@@ -479,6 +489,11 @@ impl Inner {
         self.estimator.first_byte(begun.elapsed());
         Ok(opened)
     }
+}
+
+fn environment() -> Vec<(String, String)> {
+    let variables = std::env::vars_os();
+    variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
 }
 
 fn is_below(path: &str, prefix: &str) -> bool {

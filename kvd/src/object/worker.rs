@@ -26,9 +26,9 @@ use super::tier::{Event, ORDERS_WAITING_MAX, Order, RUN_BYTES_MAX, Shared};
 use super::{collecting, learning, scrubbing, uploading};
 
 /// Packs being uploaded at a time.
-const UPLOADS_MAX: usize = 2;
+pub(crate) const UPLOADS_MAX: usize = 2;
 /// Bytes of packs that are not in the store yet, in packs.
-const BUFFERED_PACKS: u64 = 4;
+pub(crate) const BUFFERED_PACKS: u64 = 4;
 /// How often a pack is tried before it is given up.
 const UPLOAD_FAILURES_MAX: u32 = 5;
 /// How often it is looked whether the store answers.
@@ -52,7 +52,7 @@ struct Uploaded {
 }
 
 /// Requests have threads of their own beside the one that packs; an eighth of the machine is enough for them.
-fn request_threads() -> usize {
+pub(crate) fn request_threads() -> usize {
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (cores / 8).clamp(1, REQUEST_THREADS_MAX)
 }

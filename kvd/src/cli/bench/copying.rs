@@ -79,7 +79,8 @@ pub(super) fn run(args: &CopyArgs, output: Output) -> Outcome {
     // A quarter more than the payload: metadata, and what does not fill a segment.
     let dram_bytes = (bytes + bytes / 4).next_multiple_of(PIECE_BYTES) + 4 * PIECE_BYTES;
     let set = vec![format!("lease.bytes_max={dram_bytes}")];
-    let node = Node::start(&NodeOptions { dram_bytes, nvme_bytes: None, base: std::env::temp_dir(), set })?;
+    let node =
+        Node::start(&NodeOptions { label: "node", dram_bytes, nvme_bytes: None, base: std::env::temp_dir(), set })?;
     let contiguous = BLOCK_BYTES.map(|block| {
         let layers = (block / UNIT_BYTES) as u16 / HEADS;
         (Kind::Contiguous, Shape { layers, heads: HEADS, unit_bytes: UNIT_BYTES, block_tokens: 16 })

@@ -141,7 +141,13 @@ pub(super) fn run(args: &MatchArgs, output: Output) -> Outcome {
 fn options(records: u32) -> NodeOptions {
     // Eight segments beyond the records: some stay half empty, and nothing may fall while it is counted.
     let pieces = (u64::from(records) * SLOT_BYTES).div_ceil(PIECE_BYTES) + 8;
-    NodeOptions { dram_bytes: pieces * PIECE_BYTES, nvme_bytes: None, base: std::env::temp_dir(), set: Vec::new() }
+    NodeOptions {
+        label: "node",
+        dram_bytes: pieces * PIECE_BYTES,
+        nvme_bytes: None,
+        base: std::env::temp_dir(),
+        set: Vec::new(),
+    }
 }
 
 /// A chain of its own, or one that leaves an earlier one at some block.

@@ -23,6 +23,8 @@ pub(super) const PIECE_BYTES: u64 = 64 << 20;
 /// What a bench wants of its daemon.
 #[derive(Clone, Debug)]
 pub(super) struct NodeOptions {
+    /// Tells it from the other daemons of the bench.
+    pub(super) label: &'static str,
     pub(super) dram_bytes: u64,
     /// `None`: no NVMe tier.
     pub(super) nvme_bytes: Option<u64>,
@@ -44,7 +46,7 @@ impl Node {
     pub(super) fn start(options: &NodeOptions) -> Result<Node, Failure> {
         remove_leftovers(Path::new(ARENAS));
         remove_leftovers(&options.base);
-        let name = format!("{PREFIX}{}", std::process::id());
+        let name = format!("{PREFIX}{}-{}", std::process::id(), options.label);
         let (folder, arena) = (options.base.join(&name), Path::new(ARENAS).join(&name));
         room(Path::new(ARENAS), options.dram_bytes, "shared memory")?;
         memory(options.dram_bytes)?;
@@ -105,6 +107,10 @@ impl Node {
         connection(&self.socket())
     }
 
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Memory of the daemon itself, the arena's mapping apart.
     pub(super) fn memory_bytes(&self) -> Result<u64, Failure> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
@@ -136,7 +142,7 @@ fn spawn(options: &NodeOptions, folder: &Path, arena: &Path) -> io::Result<Child
         format!("tiers.dram.path={}", arena.display()),
         format!("tiers.dram.capacity={}", options.dram_bytes),
         "tiers.dram.prefault=true".to_owned(),
-        // What is measured is this node's own memory and disk.
+        // What is measured is this node's own memory and disk, unless the bench says otherwise: the later one counts.
         "tiers.object.enabled=false".to_owned(),
     ];
     match options.nvme_bytes {
@@ -155,7 +161,7 @@ fn spawn(options: &NodeOptions, folder: &Path, arena: &Path) -> io::Result<Child
 fn remove_leftovers(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             let _ = fs::remove_dir_all(entry.path());
         }

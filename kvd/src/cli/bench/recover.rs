@@ -164,6 +164,7 @@ fn options(args: &RecoverArgs) -> NodeOptions {
     // A tenth for the device's directory and for what is stored beyond the count while the last are written.
     let nvme_bytes = (records + records / 10).next_multiple_of(PIECE_BYTES) + 4 * PIECE_BYTES;
     NodeOptions {
+        label: "node",
         dram_bytes: args.dram_mib << 20,
         nvme_bytes: Some(nvme_bytes),
         base: args.path.clone(),

@@ -1,0 +1,152 @@
+//! Two daemons that share the bucket: one writes, the other has nothing of its own and reads.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::ENGINES;
+use super::bucket::{Bucket, failed};
+use super::interrupt::Interrupt;
+use super::plan::Plan;
+use crate::cli::admin::Admin;
+use crate::cli::bench::node::{Node, NodeOptions, PIECE_BYTES};
+use crate::cli::exit::Failure;
+use crate::service::proto;
+
+/// A daemon that comes no further for so long is given up.
+const STANDSTILL_MAX: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The store is nobody else's: its bound is not what is measured.
+const SHARE: &str = "1TiB";
+
+/// The two.
+pub(super) struct Pair {
+    pub(super) writer: Side,
+    pub(super) reader: Side,
+    // Behind the daemons, which read it.
+    _secret: TempDir,
+}
+
+/// One of them.
+pub(super) struct Side {
+    pub(super) node: Node,
+    interrupt: Interrupt,
+}
+
+impl Pair {
+    pub(super) fn start(bucket: &Bucket, plan: &Plan, interrupt: &Interrupt) -> Result<Pair, Failure> {
+        let folder = tempfile::Builder::new().prefix("kvd-bench-").tempdir()?;
+        let secret = folder.path().join("secret");
+        fs::write(&secret, format!("{:032x}", rand::random::<u128>()))?;
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600))?;
+        // A quarter more than the records: what does not fill a segment, and what the engines are about to store.
+        let records = plan.packs as u64 * plan.pack_bytes;
+        let dram_bytes = (records + records / 4).next_multiple_of(PIECE_BYTES) + ENGINES as u64 * PIECE_BYTES;
+        let common = [
+            format!("tenant.secret_file={}", secret.display()),
+            format!("lease.bytes_max={dram_bytes}"),
+            format!("tiers.object.pack_bytes={}", plan.pack_bytes),
+            format!("tiers.object.share={SHARE}"),
+            "gate.enabled=false".to_owned(),
+        ];
+        let start = |label, own: &[&str]| {
+            let set = bucket.set.iter().chain(&common).cloned().chain(own.iter().map(|&pair| pair.to_owned()));
+            let (base, set) = (std::env::temp_dir(), set.collect());
+            let node = Node::start(&NodeOptions { label, dram_bytes, nvme_bytes: None, base, set })?;
+            Ok::<Side, Failure>(Side { node, interrupt: interrupt.clone() })
+        };
+        let pair = Pair {
+            writer: start("writer", &[])?,
+            reader: start("reader", &["tiers.object.writable=false", "tiers.object.sync_every=250ms"])?,
+            _secret: folder,
+        };
+        // From then on it has its turns, and knows what it has in the store: uploads begin at once.
+        pair.writer.until("knows who writes", |found| found.get("kvd_object_nodes") == 1)?;
+        Ok(pair)
+    }
+}
+
+impl Side {
+    /// What it counts.
+    pub(super) fn metrics(&self) -> Result<Metrics, Failure> {
+        let text = self.node.connection().run(async |mut admin: Admin| {
+            Ok(admin.get_metrics(proto::GetMetricsRequest {}).await?.into_inner().text)
+        })?;
+        Ok(Metrics(text))
+    }
+
+    /// Waits until it counts what it should.
+    pub(super) fn until(&self, what: &str, mut come: impl FnMut(&Metrics) -> bool) -> Result<Metrics, Failure> {
+        let (mut before, mut since) = (0, Instant::now());
+        loop {
+            self.interrupt.check()?;
+            let found = self.metrics()?;
+            if come(&found) {
+                return Ok(found);
+            }
+            let moved = found.moved();
+            if std::mem::replace(&mut before, moved) != moved {
+                since = Instant::now();
+            } else if since.elapsed() > STANDSTILL_MAX {
+                let message = format!("a daemon of the bench comes no further until it {what}");
+                return Err(failed(message).remedy("`kvd doctor` with the same tiers.object.* keys looks at the store"));
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+/// Counters and gauges of a daemon, in the text format of Prometheus.
+pub(super) struct Metrics(String);
+
+impl Metrics {
+    /// One series; 0 where there is none.
+    pub(super) fn get(&self, series: &str) -> u64 {
+        self.sum(|name| name == series)
+    }
+
+    /// Requests of this kind that were made, whatever came of them.
+    pub(super) fn requests(&self, op: &str) -> u64 {
+        let of_op = format!("kvd_object_requests_total{{op=\"{op}\",");
+        self.sum(|name| name.starts_with(&of_op) && !name.contains("outcome=\"open\""))
+    }
+
+    /// Records and packs that were meant for the store, and did not come there.
+    pub(super) fn lost(&self) -> u64 {
+        let of_records = "kvd_object_records_not_uploaded_total{";
+        self.sum(|name| name.starts_with(of_records) && !name.contains("outcome=\"known\""))
+    }
+
+    fn moved(&self) -> u64 {
+        self.sum(|name| name.starts_with("kvd_object_transferred") || name.starts_with("kvd_object_requests"))
+    }
+
+    fn sum(&self, which: impl Fn(&str) -> bool) -> u64 {
+        let lines = self.0.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+        lines.filter(|(name, _)| which(name)).filter_map(|(_, value)| value.parse::<f64>().ok()).sum::<f64>() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_found_by_their_whole_name() {
+        let metrics = Metrics(
+            "# TYPE kvd_object_requests counter\n\
+             kvd_object_requests_total{op=\"get\",outcome=\"ok\"} 7\n\
+             kvd_object_requests_total{op=\"get\",outcome=\"stalled\"} 2\n\
+             kvd_object_requests_total{op=\"get\",outcome=\"open\"} 9\n\
+             kvd_object_requests_total{op=\"put\",outcome=\"ok\"} 4\n\
+             kvd_object_records_not_uploaded_total{outcome=\"known\"} 3\n\
+             kvd_object_records_not_uploaded_total{outcome=\"fallen\"} 1\n\
+             kvd_object_nodes 1\nkvd_object_nodes_more 5\n"
+                .into(),
+        );
+        assert_eq!((metrics.requests("get"), metrics.requests("put"), metrics.get("kvd_object_nodes")), (9, 4, 1));
+        assert_eq!((metrics.lost(), metrics.get("kvd_object_runs_total")), (1, 0));
+    }
+}

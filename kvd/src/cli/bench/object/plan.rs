@@ -1,0 +1,104 @@
+//! What a case is made of: sizes, and how many requests are made at a time.
+
+use std::sync::Arc;
+
+use bytesize::ByteSize;
+use kvd_nixl::sys::{Memory, MemoryExtent, Region};
+use kvd_proto::Shard;
+use kvd_tiers::ladder::ObjectConfig;
+use kvd_tiers::record::{meta_bytes, slot_bytes};
+
+use super::ObjectArgs;
+use super::bucket::failed;
+use crate::cli::bench::engine::Shape;
+use crate::cli::exit::{Exit, Failure};
+use crate::object::{RUN_BYTES_MAX, UPLOADS_MAX};
+
+/// Of one head of one layer of 16 tokens, as in `kvd bench copy`.
+const UNIT_BYTES: u32 = 8 << 10;
+const HEADS: u16 = 8;
+/// Fewer packs would measure how uploads begin and end.
+const PACKS_MIN: usize = 2 * UPLOADS_MAX;
+
+/// What a case is made of. A pack holds whole records and is full with the last one; a chain is as long as a pack.
+pub(super) struct Plan {
+    pub(super) shape: Shape,
+    pub(super) pack_records: usize,
+    pub(super) pack_bytes: u64,
+    pub(super) packs: usize,
+    pub(super) put_requests: usize,
+    pub(super) get_requests: usize,
+}
+
+impl Plan {
+    pub(super) fn new(args: &ObjectArgs, record_bytes: ByteSize, requests_max: usize) -> Result<Plan, Failure> {
+        let layer_bytes = u64::from(UNIT_BYTES) * u64::from(HEADS);
+        let layers = u16::try_from(record_bytes.0 / layer_bytes).ok().filter(|layers| *layers > 0);
+        let layers = layers.filter(|_| record_bytes.0.is_multiple_of(layer_bytes));
+        let wrong = || {
+            let message = format!("--record-bytes {record_bytes}: no multiple of 64KiB that a record may have");
+            Failure::new(Exit::Usage, message)
+        };
+        let shape = Shape { layers: layers.ok_or_else(wrong)?, heads: HEADS, unit_bytes: UNIT_BYTES, block_tokens: 16 };
+        Shard::whole(shape.layers, HEADS).map_err(|_| wrong())?;
+        let units = usize::from(shape.layers) * usize::from(HEADS);
+        let slot = slot_bytes(meta_bytes(units, 0), record_bytes.0 as u32) as u64;
+        let pack_records = (args.pack_bytes.0 / slot) as usize;
+        if pack_records == 0 {
+            let message = format!("--pack-bytes {}: a record of {record_bytes} does not go in", args.pack_bytes);
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        let payload_bytes = pack_records as u64 * record_bytes.0;
+        Ok(Plan {
+            shape,
+            pack_records,
+            pack_bytes: pack_records as u64 * slot,
+            packs: ((args.bytes.0 / payload_bytes) as usize).max(PACKS_MIN),
+            put_requests: UPLOADS_MAX,
+            // As many as the ladder lets the daemon have under way.
+            get_requests: requests_max.min((ObjectConfig::default().get_bytes_max / RUN_BYTES_MAX) as usize),
+        })
+    }
+
+    pub(super) fn payload_bytes(&self) -> u64 {
+        (self.packs * self.pack_records * self.shape.block_bytes()) as u64
+    }
+
+    /// Memory for what either side moves in a round; every page of it there.
+    pub(super) fn memory(&self) -> Result<MemoryExtent, Failure> {
+        let memory: Arc<dyn Memory> = Arc::new(Region::new(self.packs * self.pack_bytes as usize)?);
+        let memory = MemoryExtent::whole(memory);
+        memory.zero(0, memory.len()).map_err(failed)?;
+        Ok(memory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_are_full_and_chains_end_with_them() {
+        let args = ObjectArgs {
+            url: "s3://bucket".parse().expect("an address"),
+            endpoint: None,
+            credentials_file: None,
+            ca_file: None,
+            bytes: ByteSize::gib(1),
+            record_bytes: Vec::new(),
+            rounds: 1,
+            pack_bytes: ByteSize::mib(64),
+            plain_threads: None,
+        };
+        let plan = Plan::new(&args, ByteSize::kib(256), 32).expect("a plan");
+        assert_eq!((plan.pack_records, plan.pack_bytes, plan.packs), (252, 252 * (260 << 10), 16));
+        assert_eq!((plan.put_requests, plan.get_requests), (2, 8));
+        let two_sectors = Plan::new(&args, ByteSize::mib(4), 4).expect("a plan");
+        assert_eq!((two_sectors.pack_bytes, two_sectors.get_requests), (15 * ((4 << 20) + (8 << 10)), 4));
+        for wrong in [ByteSize::kib(100), ByteSize(0), ByteSize::gib(8)] {
+            assert!(Plan::new(&args, wrong, 32).is_err(), "{wrong}");
+        }
+        let too_large = ObjectArgs { pack_bytes: ByteSize::mib(1), ..args };
+        assert!(Plan::new(&too_large, ByteSize::mib(1), 32).is_err());
+    }
+}

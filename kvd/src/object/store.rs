@@ -187,15 +187,15 @@ impl Store {
         })
     }
 
-    /// The library's client as a store is spoken to here, for who wants to compare: without deadlines, retries or counters.
+    /// The library's client as a bucket is spoken to here, for who wants to compare: without deadlines, retries or counters.
+    /// `None` for a folder.
     ///
     /// # Errors
     /// As of [`Store::open`].
-    pub(crate) fn library_client(options: &ObjectOptions) -> Result<Arc<dyn ObjectStore>, StoreError> {
-        let client = Client::open(options, &environment())?;
-        Ok(match client {
-            Client::Bucket { store, .. } => store,
-            Client::Folder { store, .. } => store,
+    pub(crate) fn library_client(options: &ObjectOptions) -> Result<Option<Arc<dyn ObjectStore>>, StoreError> {
+        Ok(match Client::open(options, &environment())? {
+            Client::Bucket { store, .. } => Some(store),
+            Client::Folder(_) => None,
         })
     }
 

@@ -86,6 +86,7 @@ impl Bucket {
     /// The library's own client, as the daemons use it, and where its objects lie.
     pub(super) fn plain(&self) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
         let client = Store::library_client(&self.options).map_err(failed)?;
+        let client = client.ok_or_else(|| failed("a folder has no client to compare with"))?;
         let prefix = self.options.url.bucket().map_or("", |bucket| bucket.prefix.as_str());
         let below = Path::parse(prefix).map_err(failed)?.join("plain");
         Ok((client, below))

@@ -11,13 +11,18 @@ use super::bucket::{Bucket, failed};
 use super::interrupt::Interrupt;
 use super::plan::Plan;
 use crate::cli::admin::Admin;
+use crate::cli::bench::cpu::process_cpu;
 use crate::cli::bench::node::{Node, NodeOptions, PIECE_BYTES};
 use crate::cli::exit::Failure;
 use crate::service::proto;
 
 /// A daemon that comes no further for so long is given up.
 const STANDSTILL_MAX: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A look costs the daemon some hundred microseconds, and what is waited for is known a look late: a hundredth of the time
+/// that it takes, within these.
+const LOOK_EVERY: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_millis(100);
+/// A daemon at rest spends less than a tenth of a core.
+const REST: Duration = Duration::from_millis(300);
 /// The store is nobody else's: its bound is not what is measured.
 const SHARE: &str = "1TiB";
 
@@ -64,6 +69,8 @@ impl Pair {
         };
         // From then on it has its turns, and knows what it has in the store: uploads begin at once.
         pair.writer.until("knows who writes", |found| found.get("kvd_object_nodes") == 1)?;
+        pair.writer.rest()?;
+        pair.reader.rest()?;
         Ok(pair)
     }
 }
@@ -77,9 +84,26 @@ impl Side {
         Ok(Metrics(text))
     }
 
+    /// Waits until it does nothing any more: memory is made ready for a while after the start.
+    fn rest(&self) -> Result<(), Failure> {
+        let (pid, since) = (self.node.pid(), Instant::now());
+        loop {
+            let before = process_cpu(pid)?;
+            std::thread::sleep(REST);
+            self.interrupt.check()?;
+            if process_cpu(pid)?.saturating_sub(before) < REST / 10 {
+                return Ok(());
+            }
+            if since.elapsed() > STANDSTILL_MAX {
+                return Err(failed("a daemon of the bench does not come to rest"));
+            }
+        }
+    }
+
     /// Waits until it counts what it should.
     pub(super) fn until(&self, what: &str, mut come: impl FnMut(&Metrics) -> bool) -> Result<Metrics, Failure> {
-        let (mut before, mut since) = (0, Instant::now());
+        let started = Instant::now();
+        let (mut before, mut since) = (0, started);
         loop {
             self.interrupt.check()?;
             let found = self.metrics()?;
@@ -93,7 +117,7 @@ impl Side {
                 let message = format!("a daemon of the bench comes no further until it {what}");
                 return Err(failed(message).remedy("`kvd doctor` with the same tiers.object.* keys looks at the store"));
             }
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep((started.elapsed() / 100).clamp(*LOOK_EVERY.start(), *LOOK_EVERY.end()));
         }
     }
 }

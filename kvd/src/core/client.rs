@@ -67,6 +67,8 @@ pub(super) struct Question {
     pub(super) purpose: Purpose,
     pub(super) asked: Time,
     pub(super) due: Time,
+    /// Purges of the store that had been asked for.
+    pub(super) purges: u64,
 }
 
 /// Who a client is.

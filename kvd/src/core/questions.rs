@@ -60,7 +60,8 @@ impl Core {
         };
         let due = now + self.patience(request);
         self.questions_due.insert((due, ticket));
-        client.questions.push(Question { ticket, view: view.id, hashes: all, first, purpose, asked: now, due });
+        let (view, purges) = (view.id, self.counters.object.purges_asked.get());
+        client.questions.push(Question { ticket, view, hashes: all, first, purpose, asked: now, due, purges });
         true
     }
 
@@ -112,8 +113,9 @@ impl Core {
         if let Some(place) = client.questions.iter().position(|question| question.ticket == ticket) {
             let question = client.questions.swap_remove(place);
             self.questions_due.remove(&(question.due, ticket));
-            // What the store is being purged of must not come back from it.
-            let records = if self.purging_store() { &[] } else { records };
+            // What the store is being purged of, or was since the catalog was asked, must not come back from it.
+            let stale = self.purging_store() || question.purges != self.counters.object.purges_asked.get();
+            let records = if stale { &[] } else { records };
             let remote = RemoteChain { first: question.first, records };
             let hashes = &question.hashes[..];
             match question.purpose {

@@ -1,5 +1,6 @@
 //! What engine processes do.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use kvd_proto::wire::slab::{GrantedStatus, LandedStatus};
@@ -272,7 +273,6 @@ impl World {
 
     fn offer(&mut self, at: usize) {
         let (view, blocks) = self.chain(at);
-        let client = self.processes[at].client;
         let first = match self.random.index(8) {
             // Children before their parents.
             0 => self.random.index(blocks.len()),
@@ -280,8 +280,15 @@ impl World {
             _ => (self.walk(&blocks, 0, &[]).1 as usize).min(blocks.len() - 1),
         };
         let count = (1 + self.random.index(4)).min(blocks.len() - first);
+        self.offer_blocks(at, view, &blocks, first..first + count);
+    }
+
+    /// Offers these blocks of a chain.
+    pub(crate) fn offer_blocks(&mut self, at: usize, view: ViewId, blocks: &[Block], range: Range<usize>) {
+        let client = self.processes[at].client;
+        let (first, count) = (range.start, range.len());
         let parent = first.checked_sub(1).map(|parent| self.names.hash(blocks[parent]));
-        let wanted = &blocks[first..first + count];
+        let wanted = &blocks[range];
         let hashes = self.hashes(wanted);
         let mut out = Vec::new();
         let offered = self.call(|ladder, now| {
@@ -295,6 +302,10 @@ impl World {
         for (granted, block) in out.iter().zip(wanted) {
             self.note(granted.status as u64);
             if granted.status != GrantedStatus::Granted {
+                // Room was made for it before there was none.
+                if granted.status == GrantedStatus::Refused {
+                    self.displaced(*block, None);
+                }
                 continue;
             }
             let lease = lease.expect("grants belong to a lease");
@@ -307,7 +318,7 @@ impl World {
             let before = self.oracle.filling.insert(*block, (at, lease));
             assert!(before.is_none(), "{block:?} is filled twice at a time");
             self.oracle.rotted.remove(&place.slot);
-            self.displaced(*block, place.slot);
+            self.displaced(*block, Some(place.slot));
             let (index, generation, seed) = (granted.index, granted.generation, granted.seed);
             grants.push(Grant { index, block: *block, place, generation, seed, written: false });
         }
@@ -395,11 +406,17 @@ impl World {
             return;
         }
         let which = self.random.index(count);
+        let outright = self.random.percent(50);
+        self.abandon_fill(at, which, outright);
+    }
+
+    /// Gives up what is being filled under a lease: by its name, or as any lease.
+    pub(crate) fn abandon_fill(&mut self, at: usize, which: usize, outright: bool) {
         let client = self.processes[at].client;
         let fill = self.processes[at].fills.swap_remove(which);
         self.say(|| format!("{client:?} abandons {:?}", fill.lease));
         self.oracle.filling.retain(|_, (filler, lease)| *filler != at || *lease != fill.lease);
-        if self.random.percent(50) {
+        if outright {
             self.call(|ladder, now| ladder.abandon(client, fill.lease, now));
         } else {
             self.call(|ladder, now| ladder.release(client, fill.lease, now));

@@ -11,6 +11,7 @@ use kvd_tiers::{ObjectPlace, SlotId, ViewId};
 use crate::blocks::Block;
 use crate::config::ObjectHabits;
 use crate::daemon::Flight;
+use crate::engines::Process;
 use crate::store::{Happening, Row};
 use crate::tier::{Around, Tier};
 use crate::world::World;
@@ -20,6 +21,9 @@ const QUESTIONS_MAX: usize = 4;
 
 /// How long an engine waits for what it was told of.
 const LOAD_WAIT: Duration = Duration::from_millis(40);
+
+/// How long reads stand still while the block that one brings is taken away and stored anew.
+const STALL: Duration = Duration::from_millis(15);
 
 /// Why the catalog is asked.
 #[derive(Clone, Copy, Debug)]
@@ -251,6 +255,11 @@ impl World {
     /// Something happens to the store that is none of this node's doing.
     pub(crate) fn store_happens(&mut self) {
         let learns = self.daemon.is_some();
+        let flights = self.daemon.iter().flat_map(|daemon| daemon.flights.values());
+        let fetching = flights.filter(|(_, flight)| matches!(flight, Flight::Get { displaced: false, .. })).count() > 0;
+        if fetching && self.make.operators && self.store_chance(5) {
+            return self.displace_one();
+        }
         let serial = self.oracle.next_serial();
         let Some(store) = &mut self.store else { return };
         if !store.chance.percent(12) {
@@ -333,14 +342,45 @@ impl World {
         );
     }
 
+    /// An operator takes a block away that is being fetched; an engine stores it anew, or gives up, and asks for it again.
+    fn displace_one(&mut self) {
+        let (Some(daemon), Some(store)) = (&mut self.daemon, &mut self.store) else { return };
+        let fetched = daemon.flights.values().find_map(|(_, flight)| match flight {
+            Flight::Get { key, displaced: false, .. } => Some(*key),
+            _ => None,
+        });
+        let Some(key) = fetched else { return };
+        let block = store.block(&key);
+        daemon.object.iter_mut().for_each(|link| link.tier.stall(self.now + STALL));
+        let here = |process: &Process| process.alive && process.epoch == self.epoch;
+        let viewer =
+            self.processes.iter().enumerate().filter(|(_, process)| here(process)).find_map(|(at, process)| {
+                process.views.iter().find(|(lane, _)| *lane == block.lane).map(|(_, view)| (at, *view))
+            });
+        let Some((at, view)) = viewer else { return };
+        let chain = (0..=block.position).map(|position| self.names.block(block.lane, block.chain, position));
+        let (chain, last) = (chain.collect::<Vec<_>>(), block.position as usize);
+        if self.call(|ladder, now| ladder.evict(&key, None, now)).is_none() {
+            return;
+        }
+        self.oracle.evicted(block);
+        self.count("displaced");
+        let fills = self.processes[at].fills.len();
+        self.offer_blocks(at, view, &chain, last..last + 1);
+        if self.processes[at].fills.len() > fills && self.daemon.is_some() && self.store_chance(80) {
+            self.abandon_fill(at, fills, true);
+        }
+        self.ask_catalog(at, view, &chain, Purpose::Match { want_lease: true });
+    }
+
     /// A block is filled anew: whatever is still on its way to another slot for it is nobody's.
-    pub(crate) fn displaced(&mut self, block: Block, granted: SlotId) {
+    pub(crate) fn displaced(&mut self, block: Block, granted: Option<SlotId>) {
         let wanted = self.names.key(block);
         for (_, flight) in self.daemon.iter_mut().flat_map(|daemon| daemon.flights.values_mut()) {
             if let Flight::Get { key, to, displaced, .. } = flight
                 && *key == wanted
             {
-                assert_ne!(*to, granted, "{granted:?} is granted while it is fetched into");
+                assert_ne!(Some(*to), granted, "{to:?} is granted while it is fetched into");
                 *displaced = true;
             }
         }

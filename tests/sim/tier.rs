@@ -158,6 +158,11 @@ impl Tier {
         self.purges.push_back(Purging { purge, asked, due: at.now, tries: 0 });
     }
 
+    /// What is being read comes later.
+    pub(crate) fn stall(&mut self, until: Time) {
+        self.runs.iter_mut().for_each(|run| run.due = run.due.max(until));
+    }
+
     pub(crate) fn purges_open(&self) -> bool {
         !self.purges.is_empty()
     }

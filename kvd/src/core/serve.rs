@@ -318,9 +318,20 @@ impl Begun<'_> {
             threads.push(one.thread);
         }
         ladder.restored(clock::now());
+        forget_idle(&mut ladder, &mut clients, &mut orphans);
         data.write_epoch(epoch)?;
         let control_event = stopper.sessions_bell.clone();
         self.open_doors(Parts { ladder, epoch, clients, devices, report, outcomes, orphans, control_event }, threads)
+    }
+}
+
+/// Clients of an earlier epoch that hold nothing are over, as those whose socket ends while the daemon lives: processes that
+/// cannot be seen from here, or live long, would take up all slots in the end. One that rejoins is given another slot.
+fn forget_idle(ladder: &mut Ladder<ArenaTable, AnyPolicy>, clients: &mut [Option<Client>], orphans: &mut Vec<Orphan>) {
+    for place in clients {
+        let Some(client) = place.take_if(|client| !ladder.holds(client.slot)) else { continue };
+        ladder.table_mut().arena.leave(client.slot);
+        orphans.retain(|orphan| orphan.session != client.session);
     }
 }
 

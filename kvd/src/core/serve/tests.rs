@@ -16,6 +16,8 @@ use kvd_proto::wire::slab::{
     GRANTED_BYTES, Granted, GrantedStatus, LANDED_BYTES, Landed, LandedStatus, put_commit, put_hash,
 };
 use kvd_proto::{BlockHash, GroupKind, GroupSpec, MissReason, Namespace, Plane, Sharding, TenantKey, Tier, UnitOrder};
+use kvd_tiers::ladder::SlotTable as _;
+use kvd_tiers::{SegmentId, SlotId};
 
 use super::*;
 use crate::core::admin::{AdminCommand, AdminReply, Page};
@@ -363,11 +365,18 @@ fn without_its_arena_a_successor_serves_from_nvme() {
 fn a_newcomer_is_not_taken_for_a_survivor_whose_process_is_invisible() {
     let folder = tempfile::tempdir().unwrap();
     let options = options(folder.path());
-    serve(&options).unwrap().stop();
+    let running = serve(&options).unwrap();
+    let mut engine = Engine::connect(running.socket(), None);
+    assert_eq!(engine.store(&[hash(9)]), 1);
+    assert!(matches!(say(&mut engine.socket, Body::Goodbye(Goodbye {})), (Body::Goodbye(_), _)));
+    drop(engine);
+    running.stop();
+    // It may be reading the first slot.
     let mut arena = open_arena(&options, Epoch::new(1)).unwrap().arena;
     let survivor = ClientSlot::new(0).unwrap();
     let process = kvd_tiers::dram::ClientProcess { pid: 0, start_time: 0, instance: InstanceId::new([8; 16]) };
     arena.join(survivor, &process);
+    arena.pin(SlotId::new(SegmentId(0), 0), survivor);
     drop(arena);
     let running = serve(&options).unwrap();
     let mut engine = Engine::connect(running.socket(), None);
@@ -377,6 +386,24 @@ fn a_newcomer_is_not_taken_for_a_survivor_whose_process_is_invisible() {
     drop(engine);
     let second = Engine::connect(running.socket(), None);
     assert_eq!(second.welcome.client_slot, 1, "the newcomer's end freed its own slot and no other");
+}
+
+#[test]
+fn engines_that_held_nothing_when_a_daemon_died_take_up_no_slots() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(folder.path());
+    let mut engines = Vec::new();
+    for round in 0..3 {
+        let running = serve(&options).unwrap();
+        let engine = Engine::connect(running.socket(), None);
+        assert_eq!(engine.welcome.client_slot, 0, "round {round}");
+        // It says no goodbye and its process lives on, here and where nobody can see it.
+        engines.push(engine);
+        running.stop();
+        let mut arena = open_arena(&options, Epoch::new(1)).unwrap().arena;
+        let process = kvd_tiers::dram::ClientProcess { pid: 0, start_time: 0, instance: InstanceId::new([8; 16]) };
+        arena.join(ClientSlot::new(1).unwrap(), &process);
+    }
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::object::limits::Limits;
 use crate::object::options::StoreUrl;
 use crate::object::tier::without_threads;
 
+mod matrix;
+
 const HOUR_MS: u64 = 3_600_000;
 /// Some moment.
 const NOW: u64 = 1_700_000_000_000;

@@ -1,9 +1,12 @@
 //! Writers that die, packs that rot and vanish, a store that is gone for a while.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::process::Command;
 use std::time::Duration;
 
-use kvd_tests::TestEngine;
+use kvd_tests::{Daemon, TestEngine};
+use kvd_tiers::object::{pack_path, parse_pack_path};
 
 use crate::pool::{BLOCKS, Node, Store, published, served, within};
 
@@ -38,6 +41,26 @@ fn a_writer_that_is_killed_leaves_whole_packs_or_none() {
     // What it stores after all that is shared as ever.
     a.engine(1).store(777_777, 0, BLOCKS);
     served(&reader, 777_777);
+    within("all is uploaded", || a.metric("kvd_object_buffered_bytes") + a.metric("kvd_object_waiting_records") == 0);
+    let left = orphans(&store);
+    for path in &left {
+        let file = File::options().write(true).open(store.path().join(path)).expect("an orphan");
+        let written = file.metadata().and_then(|found| found.modified()).expect("when it was written");
+        file.set_modified(written - Duration::from_secs(2 * 3600)).expect("aged");
+    }
+    let mut kvd = Command::new(Daemon::program());
+    let ended = kvd.args(["object", "gc"]).args(a.settings()).output().expect("kvd can be started");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    println!("{{\"kills\": {}, \"orphans_collected\": {}}}", kills(), left.len());
+    assert_eq!(orphans(&store), [""; 0], "an hour later they are collected");
+    served(&b.engine(8), 777_777);
+}
+
+/// Packs that no index object speaks of.
+fn orphans(store: &Store) -> Vec<String> {
+    let visible: BTreeSet<_> = published(&store.path()).iter().map(|index| pack_path(index.pack)).collect();
+    let packs = store.objects().into_iter().map(|(name, _)| name);
+    packs.filter(|name| parse_pack_path(name).is_some() && !visible.contains(name)).collect()
 }
 
 #[test]

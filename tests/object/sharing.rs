@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use kvd_tests::{Daemon, skip};
 
-use crate::pool::{BLOCKS, Node, Store, published, served};
+use crate::pool::{BLOCKS, Node, Store, published, served, within};
 
 pub(crate) fn one_stores_and_the_other_serves(store: &Store, name: &str) {
     // Room for all of it: a server that has just been started may take seconds for its first objects, and records that
@@ -67,8 +67,11 @@ fn a_purge_leaves_nothing_in_the_store() {
         first.store(chain, 0, BLOCKS);
         second.store(100 + chain, 0, BLOCKS);
     }
-    a.uploaded(1);
-    b.uploaded(1);
+    // The other node puts nothing there after the purge: all that it has is there before.
+    within("all is uploaded", || {
+        let own = |node: &Node| node.metric("kvd_object_own_records");
+        (own(&a), own(&b)) == (8 * u64::from(BLOCKS), 8 * u64::from(BLOCKS))
+    });
     served(&first, 100);
     let visible = published(&store.path());
     assert!(visible.len() > 1);

@@ -56,6 +56,8 @@ struct Owned {
     /// Packs, of any node, that this one is deleting or has failed to: what made them visible may be gone already, and then
     /// nobody else knows of them. They count as long as they may be there.
     going: BTreeMap<PackName, IndexName>,
+    /// Packs that an attempt to upload them may have left in the store, with their bytes.
+    unsure: BTreeMap<PackName, u64>,
     /// Bytes that uploads under way will add.
     promised: u64,
 }
@@ -125,11 +127,14 @@ impl Sharing {
     pub(super) fn abandoned(&self, shared: &Shared, name: IndexName, index: &PackIndex) {
         if self.begin(name) {
             self.insert(shared, Own { records: 0, ..Own::of(name, index) });
+        } else {
+            self.owned().unsure.remove(&name.pack);
         }
     }
 
     fn insert(&self, shared: &Shared, own: Own) {
         let mut owned = self.owned();
+        owned.unsure.remove(&own.name.pack);
         owned.bytes += own.bytes;
         // A listing may have shown it already.
         let before = owned.packs.insert(own.name.pack, own);
@@ -173,7 +178,13 @@ impl Sharing {
 
     /// Deletes own packs, the one not used for longest first, until `bytes` more are within the share. They are kept free
     /// until the promise is dropped.
-    pub(super) async fn make_room(&self, shared: &Shared, bytes: u64, deadline: Instant) -> Result<Promise<'_>, Fault> {
+    pub(super) async fn make_room(
+        &self,
+        shared: &Shared,
+        pack: PackName,
+        bytes: u64,
+        deadline: Instant,
+    ) -> Result<Promise<'_>, Fault> {
         if bytes > self.share_bytes {
             return Err(Fault::Full(format!("a pack of {bytes} bytes is more than tiers.object.share")));
         }
@@ -181,9 +192,13 @@ impl Sharing {
         loop {
             let victim = {
                 let mut owned = self.owned();
-                if owned.bytes + owned.promised + bytes <= self.share_bytes {
+                if owned.unsure.contains_key(&pack) {
+                    return Ok(Promise { sharing: self, pack, bytes: 0 });
+                }
+                let unsure: u64 = owned.unsure.values().sum();
+                if owned.bytes + owned.promised + unsure + bytes <= self.share_bytes {
                     owned.promised += bytes;
-                    return Ok(Promise { sharing: self, bytes });
+                    return Ok(Promise { sharing: self, pack, bytes });
                 }
                 let coming = |own: &&Own| (!owned.going.contains_key(&own.name.pack), own.used_ms);
                 owned.packs.values().min_by_key(coming).map(|own| own.name)
@@ -211,7 +226,18 @@ impl Sharing {
 /// Room in the share for a pack that is being uploaded.
 pub(super) struct Promise<'a> {
     sharing: &'a Sharing,
+    pack: PackName,
     bytes: u64,
+}
+
+impl Promise<'_> {
+    /// The pack may be in the store from now on: it has its room until it is published or given up, whatever becomes of this
+    /// attempt.
+    pub(super) fn keep(mut self) {
+        let mut owned = self.sharing.owned();
+        owned.unsure.entry(self.pack).or_insert(self.bytes);
+        owned.promised -= std::mem::take(&mut self.bytes);
+    }
 }
 
 impl Drop for Promise<'_> {

@@ -21,13 +21,16 @@ pub(super) async fn upload(shared: &Shared, closed: &mut Closed) -> Result<bool,
     let patience = 4 * shared.options.request_timeout + Duration::from_secs(pack.bytes / BYTES_PER_SECOND_MIN);
     let deadline = Instant::now() + patience;
     let sharing = &shared.sharing;
-    let _room = sharing.make_room(shared, pack.bytes, deadline).await?;
+    let room = sharing.make_room(shared, pack.index.pack, pack.bytes, deadline).await?;
     // The name is random: whatever is there already is what an attempt before this one put there.
     let tail = Bytes::from(pack.tail.clone());
     let parts = pack.records.iter().cloned().chain([tail]).collect();
     let put = shared.store.put_new(&pack_path(pack.index.pack), parts, deadline).await;
     closed.sent |=
         !matches!(put, Err(Fault::Denied(_) | Fault::NoBucket(_) | Fault::Full(_) | Fault::ReadOnly | Fault::Open));
+    if closed.sent {
+        room.keep();
+    }
     put?;
     // One at a time: nobody looks again behind the number he has seen, so an attempt before this one has lost its own when
     // another pack was published since.

@@ -32,4 +32,4 @@ pub(crate) mod view;
 mod worker;
 
 pub(crate) use tier::RUN_BYTES_MAX;
-pub(crate) use worker::{BUFFERED_PACKS, UPLOADS_MAX, request_threads, unix_ms};
+pub(crate) use worker::{packs_in_memory, request_threads, unix_ms, uploads_at_once};

@@ -25,10 +25,10 @@ use super::store::{Fault, Op};
 use super::tier::{Event, ORDERS_WAITING_MAX, Order, RUN_BYTES_MAX, Shared};
 use super::{collecting, learning, scrubbing, uploading};
 
-/// Packs being uploaded at a time.
-pub(crate) const UPLOADS_MAX: usize = 2;
-/// Bytes of packs that are not in the store yet, in packs.
-pub(crate) const BUFFERED_PACKS: u64 = 4;
+/// Packs being uploaded at a time, at most.
+const UPLOADS_MAX: usize = 8;
+/// Packs that are filled, or wait, while as many as may be are uploaded.
+const FILLED_PACKS: usize = 2;
 /// How often a pack is tried before it is given up.
 const UPLOAD_FAILURES_MAX: u32 = 5;
 /// How often it is looked whether the store answers.
@@ -41,7 +41,7 @@ const ROOM_PATIENCE_MAX: Duration = Duration::from_secs(60);
 /// Threads for the catalog's writes and a folder's files.
 const BLOCKING_THREADS: usize = 8;
 /// Threads for requests at most: one moves, decrypts and verifies a gigabyte or two a second.
-const REQUEST_THREADS_MAX: usize = 4;
+const REQUEST_THREADS_MAX: usize = 8;
 
 /// What came of an upload.
 struct Uploaded {
@@ -51,10 +51,23 @@ struct Uploaded {
     took: Duration,
 }
 
-/// Requests have threads of their own beside the one that packs; an eighth of the machine is enough for them.
+/// Packs being uploaded at a time: a store gives one request a part of what it can take, and machines with more cores store
+/// more. A quarter of the share at most: room is made for all of it before.
+pub(crate) fn uploads_at_once(share_bytes: u64, pack_bytes: u64) -> usize {
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let of_share = usize::try_from(share_bytes / pack_bytes.saturating_mul(4).max(1)).unwrap_or(usize::MAX);
+    (cores / 2).clamp(2, UPLOADS_MAX).min(of_share).max(1)
+}
+
+/// Packs that are in memory at most, where so many are uploaded at a time.
+pub(crate) fn packs_in_memory(uploads: usize) -> u64 {
+    (uploads + FILLED_PACKS) as u64
+}
+
+/// Requests have threads of their own beside the one that packs; a quarter of the machine is enough for them.
 pub(crate) fn request_threads() -> usize {
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (cores / 8).clamp(1, REQUEST_THREADS_MAX)
+    (cores / 4).clamp(1, REQUEST_THREADS_MAX)
 }
 
 /// Starts the thread. It ends when the channel of its orders closes and what it took is uploaded, or `patience` is over.
@@ -95,6 +108,7 @@ struct Waiting {
 struct Worker {
     shared: Arc<Shared>,
     packing: Packing,
+    uploads_max: usize,
     uploads: JoinSet<Uploaded>,
     /// Records that found no room, the oldest first.
     waiting: VecDeque<Waiting>,
@@ -123,10 +137,12 @@ pub(crate) fn unix_ms() -> u64 {
 impl Worker {
     fn new(shared: Arc<Shared>) -> Self {
         let options = &shared.options;
-        let bytes_max = options.pack_bytes.saturating_mul(BUFFERED_PACKS);
+        let uploads_max = uploads_at_once(options.share_bytes, options.pack_bytes);
+        let bytes_max = options.pack_bytes.saturating_mul(packs_in_memory(uploads_max));
         let packing = Packing::new(shared.node, options.pack_bytes, options.pack_age, bytes_max);
         Self {
             packing,
+            uploads_max,
             uploads: JoinSet::new(),
             waiting: VecDeque::new(),
             purges: VecDeque::new(),
@@ -314,7 +330,7 @@ impl Worker {
         }
         let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
         let uploads = self.up.1 && self.shared.sharing.is_ready() && self.purges.is_empty() && !rests;
-        while uploads && self.uploads.len() < UPLOADS_MAX {
+        while uploads && self.uploads.len() < self.uploads_max {
             let Some(closed) = self.packing.next_closed() else { break };
             let (shared, mut closed) = (self.shared.clone(), closed);
             self.uploads.spawn(async move {

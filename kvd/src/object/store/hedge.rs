@@ -10,6 +10,11 @@ use super::client::Client;
 use super::ticket::Ticket;
 use super::{Fault, Op, Store};
 
+/// Reads of which one may be hedged: a store that is slow because it is busy must not get a twentieth more to do, and the last
+/// fiftieth is what is worth it.
+const READS_PER_HEDGE: u64 = 50;
+/// Hedges before there were so many reads.
+const HEDGES_FREE: u64 = 4;
 /// A store that answers at once is not asked again because of this machine's own pauses.
 const DELAY_MIN: Duration = Duration::from_millis(5);
 
@@ -56,6 +61,8 @@ impl Store {
     }
 
     fn may_hedge(&self) -> bool {
-        self.inner.places.available_permits() > 0 && self.admits(Op::Get) && self.control().budget.retry()
+        let counters = &self.inner.counters;
+        let few = counters.hedges.get() < HEDGES_FREE + counters.sent(Op::Get) / READS_PER_HEDGE;
+        few && self.inner.places.available_permits() > 0 && self.admits(Op::Get) && self.control().budget.retry()
     }
 }

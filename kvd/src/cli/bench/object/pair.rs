@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::ENGINES;
 use super::bucket::{Bucket, failed};
 use super::interrupt::Interrupt;
-use super::plan::Plan;
+use super::plan::{Plan, SHARE};
 use crate::cli::admin::Admin;
 use crate::cli::bench::cpu::process_cpu;
 use crate::cli::bench::node::{Node, NodeOptions, PIECE_BYTES};
@@ -23,8 +23,6 @@ const STANDSTILL_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_millis(100);
 /// A daemon at rest spends less than a tenth of a core.
 const REST: Duration = Duration::from_millis(300);
-/// The store is nobody else's: its bound is not what is measured.
-const SHARE: &str = "1TiB";
 
 /// The two.
 pub(super) struct Pair {
@@ -53,7 +51,7 @@ impl Pair {
             format!("tenant.secret_file={}", secret.display()),
             format!("lease.bytes_max={dram_bytes}"),
             format!("tiers.object.pack_bytes={}", plan.pack_bytes),
-            format!("tiers.object.share={SHARE}"),
+            format!("tiers.object.share={}GiB", SHARE.0 >> 30),
             "gate.enabled=false".to_owned(),
         ];
         let start = |label, own: &[&str]| {

@@ -16,7 +16,6 @@ use super::report::Speed;
 use crate::cli::bench::cpu::process_cpu;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::replay::payload::Words;
-use crate::object::BUFFERED_PACKS;
 
 /// Objects like packs, and one who writes and reads them.
 pub(super) struct Plain<'a> {
@@ -31,7 +30,7 @@ pub(super) struct Plain<'a> {
 impl<'a> Plain<'a> {
     pub(super) fn new(bucket: &'a Bucket, plan: &'a Plan) -> Result<Plain<'a>, Failure> {
         let (client, below) = bucket.plain()?;
-        let contents = (0..BUFFERED_PACKS).map(|number| {
+        let contents = (0..plan.packs_in_memory).map(|number| {
             let mut content = vec![0; plan.pack_bytes as usize];
             Words::of(number).fill(&mut content);
             Bytes::from(content)

@@ -12,13 +12,13 @@ use super::ObjectArgs;
 use super::bucket::failed;
 use crate::cli::bench::engine::Shape;
 use crate::cli::exit::{Exit, Failure};
-use crate::object::{RUN_BYTES_MAX, UPLOADS_MAX};
+use crate::object::{RUN_BYTES_MAX, packs_in_memory, uploads_at_once};
 
 /// Of one head of one layer of 16 tokens, as in `kvd bench copy`.
 const UNIT_BYTES: u32 = 8 << 10;
 const HEADS: u16 = 8;
-/// Fewer packs would measure how uploads begin and end.
-const PACKS_MIN: usize = 2 * UPLOADS_MAX;
+/// Bytes of the bucket that the writer may use. The store is nobody else's: its bound is not what is measured.
+pub(super) const SHARE: ByteSize = ByteSize::tib(1);
 
 /// What a case is made of. A pack holds whole records and is full with the last one; a chain is as long as a pack.
 pub(super) struct Plan {
@@ -27,6 +27,8 @@ pub(super) struct Plan {
     pub(super) pack_bytes: u64,
     pub(super) packs: usize,
     pub(super) put_requests: usize,
+    /// Packs that the daemon has in memory at most.
+    pub(super) packs_in_memory: u64,
     pub(super) get_requests: usize,
 }
 
@@ -49,12 +51,16 @@ impl Plan {
             return Err(Failure::new(Exit::Usage, message));
         }
         let payload_bytes = pack_records as u64 * record_bytes.0;
+        let pack_bytes = pack_records as u64 * slot;
+        let put_requests = uploads_at_once(SHARE.0, pack_bytes);
         Ok(Plan {
             shape,
             pack_records,
-            pack_bytes: pack_records as u64 * slot,
-            packs: ((args.bytes.0 / payload_bytes) as usize).max(PACKS_MIN),
-            put_requests: UPLOADS_MAX,
+            pack_bytes,
+            // Fewer would measure how uploads begin and end.
+            packs: ((args.bytes.0 / payload_bytes) as usize).max(2 * put_requests),
+            put_requests,
+            packs_in_memory: packs_in_memory(put_requests),
             // As many as the ladder lets the daemon have under way.
             get_requests: requests_max.min((ObjectConfig::default().get_bytes_max / RUN_BYTES_MAX) as usize),
         })
@@ -92,7 +98,7 @@ mod tests {
         };
         let plan = Plan::new(&args, ByteSize::kib(256), 32).expect("a plan");
         assert_eq!((plan.pack_records, plan.pack_bytes, plan.packs), (252, 252 * (260 << 10), 16));
-        assert_eq!((plan.put_requests, plan.get_requests), (2, 8));
+        assert_eq!(plan.get_requests, 8);
         let two_sectors = Plan::new(&args, ByteSize::mib(4), 4).expect("a plan");
         assert_eq!((two_sectors.pack_bytes, two_sectors.get_requests), (15 * ((4 << 20) + (8 << 10)), 4));
         for wrong in [ByteSize::kib(100), ByteSize(0), ByteSize::gib(8)] {

@@ -15,7 +15,6 @@ use super::report::Speed;
 use crate::cli::bench::cpu::process_cpu;
 use crate::cli::bench::node::purge;
 use crate::cli::exit::Failure;
-use crate::object::BUFFERED_PACKS;
 
 /// What a round came to.
 pub(super) struct Round {
@@ -90,7 +89,7 @@ impl<'a> Bench<'a> {
             let storing = scope.spawn(|| self.writers.store(round, &self.memory, &pace));
             let uploaded = writer.until("has uploaded what was stored", |found| {
                 let packs = found.get(UPLOADED) - before.get(UPLOADED);
-                pace.allow((packs + BUFFERED_PACKS) as usize);
+                pace.allow((packs + self.plan.packs_in_memory) as usize);
                 packs >= self.plan.packs as u64 || found.lost() > before.lost() || pace.is_over()
             });
             pace.end();

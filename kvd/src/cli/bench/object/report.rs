@@ -53,7 +53,8 @@ pub(super) struct Case {
     /// Of the daemon, for each GiB of payload; the round with the most.
     pub(super) puts_per_gib: f64,
     pub(super) get: Way,
-    /// Requests of the daemon, and pieces of packs that need one each; the round in which the former exceed the latter most.
+    /// Requests of the daemon, those of `hedges` among them, and pieces of packs that need one each; the round in which the
+    /// former exceed the latter most.
     pub(super) gets: u64,
     pub(super) contiguous_runs: u64,
     /// Reads that were asked for twice, in all rounds.

@@ -8,7 +8,8 @@
 #   KVD          the program kvd
 #   WEED         SeaweedFS's program weed
 #   NIXL_PYTHON  a Python that has nixl_cu12 and numpy (PYTHONPATH is kept); "none" leaves NIXL out
-# Further: BYTES (1GiB), ROUNDS (3), OUT (the file of results), SERVER_FOLDER (where the server keeps its data).
+# Further: BYTES (1GiB), ROUNDS (3), OUT (the file of results), SERVER_FOLDER (where the server keeps its data: it
+# takes six times BYTES for each of ROUNDS and one more).
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -97,25 +98,40 @@ for _ in $(seq 300); do
   sleep 0.2
 done
 healthy || fail "SeaweedFS does not answer"
-made=
-for _ in $(seq 60); do
-  said=$(printf 's3.bucket.create -name %s\ns3.bucket.list\n' "$bucket" | "$WEED" shell -master="127.0.0.1:$master" 2>&1 || true)
-  if grep -q "^  $bucket" <<<"$said"; then made=1; break; fi
-  sleep 0.5
-done
-[ -n "$made" ] || { printf '%s\n' "$said" >&2; fail "SeaweedFS makes no bucket"; }
+# What was deleted keeps its place on the server's disk until the bucket goes: each side has one of its own.
+make_bucket() { # name
+  local said=
+  for _ in $(seq 60); do
+    said=$(printf 's3.bucket.create -name %s\ns3.bucket.list\n' "$1" | "$WEED" shell -master="127.0.0.1:$master" 2>&1 || true)
+    grep -q "^  $1" <<<"$said" && return
+    sleep 0.5
+  done
+  printf '%s\n' "$said" >&2
+  fail "SeaweedFS makes no bucket"
+}
+delete_bucket() { # name
+  printf 's3.bucket.delete -name %s\n' "$1" | "$WEED" shell -master="127.0.0.1:$master" >/dev/null 2>&1 || true
+}
+make_bucket "$bucket"
 
 status=0
 "$KVD" bench object --json --url "s3://$bucket/bench" --endpoint "http://127.0.0.1:$port" \
   --credentials-file "$folder/credentials" --bytes "$BYTES" --rounds "$ROUNDS" "$@" >"$folder/kvd.json" || status=$?
 [ -s "$folder/kvd.json" ] || fail "kvd bench object ended with $status and without a report"
+reports=("$folder/kvd.json")
 if [ "$NIXL_PYTHON" != none ]; then
-  AWS_ACCESS_KEY_ID=$key AWS_SECRET_ACCESS_KEY=$secret "$NIXL_PYTHON" "$here/nixl/object.py" --endpoint "http://127.0.0.1:$port" \
-    --bucket "$bucket" --bytes "$BYTES" --rounds "$ROUNDS" --like "$folder/kvd.json" >"$folder/nixl.json"
-  python3 "$here/nixl/ratios.py" "$folder/kvd.json" "$folder/nixl.json" >"$folder/all.json" || status=$?
-else
-  python3 "$here/nixl/ratios.py" "$folder/kvd.json" >"$folder/all.json" || status=$?
+  delete_bucket "$bucket"
+  make_bucket "$bucket-nixl"
+  if AWS_ACCESS_KEY_ID=$key AWS_SECRET_ACCESS_KEY=$secret "$NIXL_PYTHON" "$here/nixl/object.py" \
+    --endpoint "http://127.0.0.1:$port" --bucket "$bucket-nixl" --bytes "$BYTES" --rounds "$ROUNDS" \
+    --like "$folder/kvd.json" >"$folder/nixl.json"; then
+    reports+=("$folder/nixl.json")
+  else
+    echo "bench-object: NIXL failed: it is left out of the results" >&2
+    status=1
+  fi
 fi
+python3 "$here/nixl/ratios.py" "${reports[@]}" >"$folder/all.json" || status=$?
 mkdir -p "$(dirname "$OUT")"
 cp "$folder/all.json" "$OUT"
 echo "bench-object: $OUT" >&2

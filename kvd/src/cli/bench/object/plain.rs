@@ -53,7 +53,7 @@ impl<'a> Plain<'a> {
             let payload = PutPayload::from(self.content(object).clone());
             async move { client.put(&path, payload).await.map(drop).map_err(failed) }
         };
-        let bytes = self.plan.packs as u64 * self.plan.pack_bytes;
+        let bytes = self.plan.moved_bytes();
         self.timed(bytes, self.plan.put_requests, (0..self.plan.packs).map(put))
     }
 

@@ -70,6 +70,11 @@ impl Plan {
         (self.packs * self.pack_records * self.shape.block_bytes()) as u64
     }
 
+    /// Bytes that either side moves in a round: whole records, with their metadata.
+    pub(super) fn moved_bytes(&self) -> u64 {
+        self.packs as u64 * self.pack_bytes
+    }
+
     /// Memory for what either side moves in a round; every page of it there.
     pub(super) fn memory(&self) -> Result<MemoryExtent, Failure> {
         let memory: Arc<dyn Memory> = Arc::new(Region::new(self.packs * self.pack_bytes as usize)?);

@@ -106,7 +106,7 @@ impl<'a> Bench<'a> {
             return Err(failed(format!("the store is too slow for this bench: {lost} records were given up")));
         }
         let puts = after.requests("put") - before.requests("put");
-        Ok((Speed::of(self.plan.payload_bytes(), seconds, cpu), puts))
+        Ok((Speed::of(self.plan.moved_bytes(), seconds, cpu), puts))
     }
 
     /// From the first match until the last block is in an engine's memory; requests that read, and those made twice.
@@ -121,7 +121,7 @@ impl<'a> Bench<'a> {
         engines::check(self.plan, round, &self.memory)?;
         let hedges = after.get(HEDGES) - before.get(HEDGES);
         let gets = after.requests("get") - before.requests("get");
-        Ok((Speed::of(self.plan.payload_bytes(), seconds, cpu), gets, hedges))
+        Ok((Speed::of(self.plan.moved_bytes(), seconds, cpu), gets, hedges))
     }
 
     fn plain_get(&self, runs: &[Run]) -> Result<Speed, Failure> {

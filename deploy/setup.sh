@@ -9,8 +9,8 @@ need=()
 command -v cc >/dev/null || need+=(gcc libc6-dev)
 command -v c++ >/dev/null || need+=(g++)
 # Not libclang-cpp.so: that is another library, which many machines have without this one.
-ls /usr/lib/llvm-*/lib/libclang{.so,-[0-9]}* /usr/lib/*/libclang{.so,-[0-9]}* 2>/dev/null | grep -q . ||
-  [ -n "${LIBCLANG_PATH:-}" ] || need+=(libclang-dev)
+libclang=$(compgen -G '/usr/lib/llvm-*/lib/libclang[-.][0-9s]*' || compgen -G '/usr/lib/*/libclang[-.][0-9s]*' || true)
+[ -n "$libclang${LIBCLANG_PATH:-}" ] || need+=(libclang-dev)
 if [ "${#need[@]}" -gt 0 ]; then
   command -v apt-get >/dev/null || fail "missing ${need[*]}, and there is no apt-get here: install them with this system's package manager"
   if [ "$(id -u)" -eq 0 ]; then sudo=(); elif command -v sudo >/dev/null; then sudo=(sudo -n); else

@@ -55,7 +55,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 all_due = Instant::now() + LIST_ALL_EVERY;
             } else {
                 list_new(&shared, &nodes, &mut doubted).await?;
-                doubted.read_again(&shared).await?;
+                if doubted.read_again(&shared).await? {
+                    // One of its own counts in its share.
+                    shared.sharing.set_ready(&shared);
+                }
             }
             Ok::<(), Fault>(())
         };
@@ -132,7 +135,9 @@ async fn reconcile(shared: &Arc<Shared>, doubted: &mut Doubted) -> Result<(), Fa
 async fn learn_all(shared: &Arc<Shared>, names: Vec<IndexName>, doubted: &mut Doubted) -> Result<(), Fault> {
     let asking = shared.asking();
     let latest = unix_ms().saturating_add(AHEAD_MAX.as_secs() * 1000).saturating_mul(1000);
-    let names = names.into_iter().filter(|name| !shared.damaged.has(name.pack) && name.seq <= latest);
+    let names = names
+        .into_iter()
+        .filter(|name| !shared.damaged.has(name.pack) && (name.seq <= latest || name.node == shared.node));
     let mut failed = 0;
     let fetch = |name: IndexName| async move { (name, asking.index(name).await) };
     let mut fetched = stream::iter(names).map(fetch).buffered(FETCHED_AT_ONCE);
@@ -163,9 +168,10 @@ impl Doubted {
         }
     }
 
-    /// Reads those whose time has come.
-    async fn read_again(&mut self, shared: &Arc<Shared>) -> Result<(), Fault> {
+    /// Reads those whose time has come; whether a pack of this node was among those that are known now.
+    async fn read_again(&mut self, shared: &Arc<Shared>) -> Result<bool, Fault> {
         let now = Instant::now();
+        let mut own = false;
         let due: Vec<_> = self.0.iter().filter(|(_, (at, _))| *at <= now).map(|(name, _)| *name).collect();
         for name in due {
             match learn(shared, name, shared.asking().index(name).await).await? {
@@ -174,12 +180,13 @@ impl Doubted {
                     *at = now + *pause;
                     *pause = LIST_ALL_EVERY.min(2 * *pause);
                 }
-                Learned::Known | Learned::Gone => {
+                learned @ (Learned::Known | Learned::Gone) => {
+                    own |= learned == Learned::Known && name.node == shared.node;
                     self.0.remove(&name);
                 }
             }
         }
-        Ok(())
+        Ok(own)
     }
 }
 

@@ -109,6 +109,8 @@ struct Worker {
     shared: Arc<Shared>,
     packing: Packing,
     uploads_max: usize,
+    /// Fewer of them while a line is too thin for all: each has a time to end in.
+    uploads_now: usize,
     uploads: JoinSet<Uploaded>,
     /// Records that found no room, the oldest first.
     waiting: VecDeque<Waiting>,
@@ -143,6 +145,7 @@ impl Worker {
         Self {
             packing,
             uploads_max,
+            uploads_now: uploads_max,
             uploads: JoinSet::new(),
             waiting: VecDeque::new(),
             purges: VecDeque::new(),
@@ -330,7 +333,7 @@ impl Worker {
         }
         let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
         let uploads = self.up.1 && self.shared.sharing.is_ready() && self.purges.is_empty() && !rests;
-        while uploads && self.uploads.len() < self.uploads_max {
+        while uploads && self.uploads.len() < self.uploads_now {
             let Some(closed) = self.packing.next_closed() else { break };
             let (shared, mut closed) = (self.shared.clone(), closed);
             self.uploads.spawn(async move {
@@ -366,6 +369,7 @@ impl Worker {
         let fault = match result {
             Ok(anything) => {
                 counters.packs_put.add(u64::from(anything));
+                self.uploads_now = (self.uploads_now + 1).min(self.uploads_max);
                 self.room_patience = (2 * took).clamp(ROOM_PATIENCE, ROOM_PATIENCE_MAX);
                 return self.packing.gone(&closed);
             }
@@ -373,6 +377,9 @@ impl Worker {
         };
         // One that was not even asked for says nothing about the pack.
         closed.failures += u32::from(fault != Fault::Open);
+        if matches!(fault, Fault::Stalled(_) | Fault::Timeout) {
+            self.uploads_now = (self.uploads_now / 2).max(1);
+        }
         if fault == Fault::Open {
             self.rests_until = Some(Instant::now() + LOOK_EVERY);
         }

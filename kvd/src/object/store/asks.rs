@@ -157,9 +157,12 @@ impl Client {
     pub(super) fn delete<'s>(&'s self, path: &'s Path) -> BoxFuture<'s, Result<(), Fault>> {
         Box::pin(async move {
             match self.store().delete(path).await.map_err(|error| Fault::of(&error, Op::Delete)) {
+                Ok(()) => Ok(()),
                 // Gone is what was asked for.
-                Ok(()) | Err(Fault::NotFound) => Ok(()),
-                Err(fault) => Err(fault),
+                Err(fault) => match self.missing(fault).await {
+                    Fault::NotFound => Ok(()),
+                    fault => Err(fault),
+                },
             }
         })
     }

@@ -37,7 +37,7 @@ const IDLE_BYTES_MAX: u64 = 64 << 20;
 /// A file system of another machine may never answer; the daemon starts all the same.
 const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Writes under way, also those that nobody waits for any more: each holds what it writes.
-const WRITES_MAX: usize = 4;
+const WRITES_MAX: usize = 8;
 /// Tells the store from the empty folder that another file system is mounted over.
 const MARK: &str = ".kvd-store";
 

@@ -11,10 +11,30 @@ use object_store::path::Path as ObjectPath;
 use super::MARK;
 use super::drafts::{DEPTH_MAX, is_draft};
 
-/// The first `max` files below `prefix` in order of names, of those behind `after`. What goes meanwhile may be in it or not; any
-/// other trouble is an error: what is left out of a list counts as gone.
+/// The first `max` files below `prefix` in order of names, of those behind `after`: fewer are all there are. What goes meanwhile
+/// may be in it or not; any other trouble is an error: what is left out of a list counts as gone.
 pub(super) fn walk(root: &Path, prefix: &str, after: Option<&str>, max: usize) -> io::Result<Vec<ObjectMeta>> {
-    let mut kept = BTreeSet::new();
+    let mut found = Vec::new();
+    let mut after = after.map(str::to_owned);
+    loop {
+        let (names, cut) = names(root, prefix, after.as_deref(), max - found.len())?;
+        after = names.last().cloned();
+        for path in names {
+            let Some(meta) = there(fs::metadata(root.join(&path)))? else { continue };
+            let Ok(location) = ObjectPath::parse(&path) else { continue };
+            let last_modified = meta.modified()?.into();
+            found.push(ObjectMeta { location, last_modified, size: meta.len(), e_tag: None, version: None });
+        }
+        // Some may have gone since their names were read: more have to take their places.
+        if !cut || found.len() >= max {
+            return Ok(found);
+        }
+    }
+}
+
+/// The first names, and whether there are more.
+fn names(root: &Path, prefix: &str, after: Option<&str>, max: usize) -> io::Result<(BTreeSet<String>, bool)> {
+    let (mut kept, mut cut) = (BTreeSet::new(), false);
     let mut pending = vec![prefix.to_owned()];
     while let Some(folder) = pending.pop() {
         let Some(entries) = there(fs::read_dir(root.join(&folder)))? else { continue };
@@ -25,28 +45,19 @@ pub(super) fn walk(root: &Path, prefix: &str, after: Option<&str>, max: usize) -
             let Ok(name) = entry.file_name().into_string() else { continue };
             let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
             let deep = path.split('/').count() >= DEPTH_MAX;
+            let wanted = path != MARK && !is_draft(&name) && after.is_none_or(|after| path.as_str() > after);
             if kind.is_dir() && !deep {
                 pending.push(path);
-            } else if kind.is_file()
-                && path != MARK
-                && !is_draft(&name)
-                && after.is_none_or(|after| path.as_str() > after)
-            {
+            } else if kind.is_file() && wanted {
                 kept.insert(path);
                 if kept.len() > max {
                     kept.pop_last();
+                    cut = true;
                 }
             }
         }
     }
-    let mut found = Vec::with_capacity(kept.len());
-    for path in kept {
-        let Some(meta) = there(fs::metadata(root.join(&path)))? else { continue };
-        let Ok(location) = ObjectPath::parse(&path) else { continue };
-        let last_modified = meta.modified()?.into();
-        found.push(ObjectMeta { location, last_modified, size: meta.len(), e_tag: None, version: None });
-    }
-    Ok(found)
+    Ok((kept, cut))
 }
 
 /// What is there; `None` where it is gone.

@@ -116,6 +116,31 @@ pub struct ObjectOptions {
     pub writable: bool,
 }
 
+#[cfg(test)]
+impl ObjectOptions {
+    /// A store with nothing special about it.
+    pub(crate) fn sample(url: StoreUrl) -> Self {
+        Self {
+            url,
+            share_bytes: 1 << 30,
+            endpoint: None,
+            region: None,
+            path_style: false,
+            ca_file: None,
+            credentials_file: None,
+            pack_bytes: 1 << 20,
+            pack_age: Duration::from_secs(2),
+            expire_after: None,
+            idle_after: None,
+            limits: Vec::new(),
+            request_timeout: Duration::from_secs(10),
+            requests_max: 4,
+            sync_every: Duration::from_secs(1),
+            writable: true,
+        }
+    }
+}
+
 /// How long packs of a namespace are kept, or of the whole tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObjectLimit {

@@ -21,7 +21,7 @@ const PER_NODE_MAX: usize = 1000;
 const OBJECTS_MAX: usize = 1 << 22;
 /// Index objects fetched at a time; the largest has 5 MiB.
 const FETCHED_AT_ONCE: usize = 8;
-/// Index objects that were read and held no index, to be read once more: bits flip, and proxies answer for stores.
+/// Index objects that could not be had, or held no index, to be read once more: bits flip, and proxies answer for stores.
 const DOUBTED_MAX: usize = 1000;
 /// Until a doubted one is read again; the pause doubles, and ends with the next full listing.
 const DOUBTED_PAUSE: Duration = Duration::from_secs(1);
@@ -157,7 +157,7 @@ async fn learn_all(shared: &Arc<Shared>, names: Vec<IndexName>, doubted: &mut Do
     Ok(())
 }
 
-/// Index objects that held no index when they were read, each with the time to read it again and the pause after that.
+/// Index objects that could not be had, or held no index, each with the time to read it again and the pause after that.
 #[derive(Default)]
 struct Doubted(BTreeMap<IndexName, (Instant, Duration)>);
 

@@ -87,24 +87,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn options() -> ObjectOptions {
-        ObjectOptions {
-            url: StoreUrl::Folder("/nowhere".into()),
-            share_bytes: 1 << 30,
-            endpoint: None,
-            region: None,
-            path_style: false,
-            ca_file: None,
-            credentials_file: None,
-            pack_bytes: 1 << 20,
-            pack_age: Duration::from_secs(2),
-            expire_after: None,
-            idle_after: None,
-            limits: Vec::new(),
-            request_timeout: Duration::from_secs(10),
-            requests_max: 4,
-            sync_every: Duration::from_secs(1),
-            writable: true,
-        }
+        ObjectOptions::sample(StoreUrl::Folder("/nowhere".into()))
     }
 
     fn realm(tenant: u8, namespace: u8) -> Realm {

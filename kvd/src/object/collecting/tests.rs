@@ -33,24 +33,7 @@ impl Pool {
     }
 
     fn options(&self) -> ObjectOptions {
-        ObjectOptions {
-            url: StoreUrl::Folder(self.folder.path().join("objects")),
-            share_bytes: 1 << 30,
-            endpoint: None,
-            region: None,
-            path_style: false,
-            ca_file: None,
-            credentials_file: None,
-            pack_bytes: 1 << 20,
-            pack_age: Duration::from_secs(2),
-            expire_after: None,
-            idle_after: None,
-            limits: Vec::new(),
-            request_timeout: Duration::from_secs(10),
-            requests_max: 4,
-            sync_every: Duration::from_secs(1),
-            writable: true,
-        }
+        ObjectOptions::sample(StoreUrl::Folder(self.folder.path().join("objects")))
     }
 
     fn node(&self, number: u8, options: &ObjectOptions) -> Arc<Shared> {

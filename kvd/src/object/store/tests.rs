@@ -16,24 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_millis(300);
 
 fn options(url: StoreUrl) -> ObjectOptions {
-    ObjectOptions {
-        url,
-        share_bytes: 1 << 30,
-        endpoint: None,
-        region: None,
-        path_style: true,
-        ca_file: None,
-        credentials_file: None,
-        pack_bytes: 1 << 20,
-        pack_age: Duration::from_secs(2),
-        expire_after: None,
-        idle_after: None,
-        limits: Vec::new(),
-        request_timeout: PATIENCE,
-        requests_max: 4,
-        sync_every: Duration::from_secs(1),
-        writable: true,
-    }
+    ObjectOptions { path_style: true, request_timeout: PATIENCE, ..ObjectOptions::sample(url) }
 }
 
 fn s3_options(fake: &FakeS3) -> ObjectOptions {

@@ -71,8 +71,6 @@ fn a_bucket_that_is_deleted_and_made_again() {
     };
     let (a, b) = (Node::start("bucket-a", &store, &[]), Node::start("bucket-b", &store, &[]));
     expect_service(&a, &b, 1);
-    // What is on its way when a bucket goes may make it anew.
-    a.uploaded(1);
     store.of_server().delete_bucket().expect("deleted");
     work_locally(&a.engine(1), 2);
     expect_told(&a, "no such bucket", &["there is no such bucket", "kvd makes none"]);

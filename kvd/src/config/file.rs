@@ -165,6 +165,8 @@ pub(super) struct ObjectFile {
     #[schemars(extend("x-default" = "off", "x-example" = "\"/etc/kvd/store-ca.pem\""))]
     pub(super) ca_file: Option<PathBuf>,
     /// File with the credentials for S3 in the format of AWS, profile [default], mode 0600; read again when it changes.
+    /// They need the right to list the bucket and to get, put and delete below the prefix, and should have no other: for
+    /// administrators some servers (SeaweedFS) make a missing bucket with the first PUT.
     #[schemars(extend("x-default" = "off: those of the environment, or of the instance", "x-example" = "\"/etc/kvd/s3-credentials\""))]
     pub(super) credentials_file: Option<PathBuf>,
     /// Bytes of records that are put into one object, 1MiB to 1GiB: larger ones cost fewer requests, smaller ones are shared sooner.

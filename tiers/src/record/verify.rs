@@ -100,7 +100,7 @@ fn identify<'a>(bytes: &'a mut [u8], slot: &MemoryExtent, expect: &Expect) -> Re
     compare(read(bytes, slot)?, expect)
 }
 
-fn compare<'a>(sealed: Sealed<'a>, expect: &Expect) -> Result<Sealed<'a>, Mismatch> {
+pub(super) fn compare<'a>(sealed: Sealed<'a>, expect: &Expect) -> Result<Sealed<'a>, Mismatch> {
     let found = &sealed.metadata;
     let differs = [
         ("key", found.key != expect.key),

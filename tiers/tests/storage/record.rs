@@ -3,17 +3,43 @@
 use kvd_nixl::sys::ChecksumAlgorithm;
 use kvd_proto::{BlockHash, BlockKey, InstanceId, Interleave, NamespaceDigest, Shard, UnitOrder};
 use kvd_tiers::record::{
-    Expect, META_BYTES_MAX, Metadata, MetadataError, Mismatch, Scratch, TokenIds, UnitChecksums, meta_bytes,
+    Arrival, Expect, META_BYTES_MAX, Metadata, MetadataError, Mismatch, Scratch, TokenIds, UnitChecksums, meta_bytes,
     verify_metadata, verify_record,
 };
 use proptest::prelude::*;
 
 use crate::records::{Recipe, memory};
 
+/// What is said of a record that lies in a slot; a whole one that comes there in pieces is told the same of.
 fn verify(image: &[u8], expect: &Expect) -> Result<(), Mismatch> {
-    let memory = memory(image.len());
-    memory.write(0, image).unwrap();
-    verify_record(&memory, expect, &mut Scratch::default())
+    let slot = memory(image.len());
+    slot.write(0, image).unwrap();
+    let lying = verify_record(&slot, expect, &mut Scratch::default());
+    if image.len().is_multiple_of(4096) {
+        for piece in [1, 100, 4096, image.len()] {
+            assert_eq!(arrive(image, expect, piece), lying, "in pieces of {piece}");
+        }
+    }
+    lying
+}
+
+/// The same of a record that comes in pieces: it lies in its slot afterwards, and one with wrong metadata leaves the slot as it was.
+fn arrive(image: &[u8], expect: &Expect, piece: usize) -> Result<(), Mismatch> {
+    let slot = memory(image.len());
+    let mut arrival = Arrival::new(slot.clone(), image.len(), expect.clone());
+    for bytes in image.chunks(piece) {
+        assert!(arrival.finish().is_err(), "there is more to come");
+        assert_eq!(arrival.take(bytes), [0; 0]);
+    }
+    assert_eq!((arrival.left(), arrival.take(&[1, 2])), (0, &[1, 2][..]), "the next record's bytes are left");
+    let mut stored = vec![0; image.len()];
+    slot.read(0, &mut stored).unwrap();
+    let sealed = arrival.finish().map(|sealed| sealed.meta_checksum);
+    match sealed {
+        Ok(_) | Err(Mismatch::Unit { .. }) => assert_eq!(stored, image),
+        Err(_) => assert!(stored.iter().all(|byte| *byte == 0)),
+    }
+    sealed.map(|meta_checksum| assert_eq!(meta_checksum, expect.meta_checksum))
 }
 
 #[test]
@@ -87,6 +113,34 @@ fn a_slot_too_small_is_a_mismatch() {
     assert_eq!(verify(&made.image[..got], &expect), Err(Mismatch::Bounds { wanted: end, got }));
     assert!(matches!(verify(&made.image[..4000], &expect), Err(Mismatch::Bounds { .. })));
     assert!(verify_metadata(&made.memory(), &expect, &mut Scratch::default()).is_ok());
+}
+
+#[test]
+fn what_comes_for_a_slot_of_another_length_is_not_stored() {
+    let made = Recipe::new(7, 3, 5000).make();
+    let expect = Expect::from(&made.entry);
+    let bytes = made.image.len();
+    let mut cut = Arrival::new(made.memory(), bytes, expect.clone());
+    cut.take(&made.image[..bytes - 1]);
+    assert_eq!(
+        cut.finish().err(),
+        Some(Mismatch::Bounds { wanted: bytes, got: bytes - 1 }),
+        "its last byte is missing"
+    );
+    for (slot_bytes, bytes) in [(bytes - 1, bytes), (bytes + 1, bytes), (bytes + 100, bytes + 100), (4096, 4096)] {
+        let slot = memory(slot_bytes);
+        let mut arrival = Arrival::new(slot.clone(), bytes, expect.clone());
+        arrival.take(&made.image);
+        assert_eq!(arrival.finish().err(), Some(Mismatch::Bounds { wanted: bytes, got: slot_bytes }));
+        let mut stored = vec![0; slot_bytes];
+        slot.read(0, &mut stored).unwrap();
+        assert!(stored.iter().all(|byte| *byte == 0));
+    }
+    // Room for metadata of two sectors, where it has one.
+    let mut arrival = Arrival::new(memory(bytes + 4096), bytes + 4096, expect);
+    arrival.take(&made.image);
+    arrival.take(&[0; 4096]);
+    assert_eq!(arrival.finish().err(), Some(Mismatch::Bounds { wanted: 8192, got: 4096 }));
 }
 
 #[test]

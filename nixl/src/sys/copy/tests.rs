@@ -199,3 +199,45 @@ fn what_does_not_fit_is_refused() {
     }
     assert!(ChecksumAlgorithm::Xxh3.checksum_memory(0, &part(0, 4096), 4000, 97).is_err());
 }
+
+/// Goal: what is stored and the checksums do not depend on how a record was cut. Method: records of many lengths in random pieces,
+/// to places of any alignment; bytes beside the record stay as they were, and nothing is told before the last byte.
+#[test]
+fn streams_store_the_bytes_and_give_the_checksums_however_they_are_cut() {
+    let mut random = SmallRng::seed_from_u64(5);
+    let lens: &[usize] =
+        if cfg!(miri) { &[1, 700] } else { &[0, 1, 63, 64, 65, 240, 4096, 4160, 9999, 65_536, 70_001] };
+    for &len in lens {
+        for unit_bytes in [64, 256, 1000, 4096, 65_536] {
+            for algorithm in ALGORITHMS {
+                if cfg!(miri) && algorithm == ChecksumAlgorithm::Crc64Nvme {
+                    continue; // The library uses instructions that Miri does not know.
+                }
+                let units = Units { unit_bytes, algorithm, seed: random.random() };
+                let mut bytes = vec![0; len];
+                random.fill_bytes(&mut bytes);
+                let to = [0, 1, 32, 64][random.random_range(0..4)];
+                let target = MemoryExtent::whole(Arc::new(Region::new(len + 200).unwrap()));
+                let mut stream = StreamCopy::new(target.part(to, len).unwrap(), &units).unwrap();
+                let most = [1, 40, 64, 100, 5000][random.random_range(0..5)].max(len / 200);
+                let mut done = 0;
+                while done < len {
+                    assert_eq!((stream.checksums(), stream.left()), (None, len - done));
+                    let piece = random.random_range(0..=most.min(len - done));
+                    stream.take(&bytes[done..done + piece]).unwrap();
+                    done += piece;
+                }
+                assert_eq!(stream.checksums(), Some(&expected(&bytes, &units)[..]), "{len} bytes, {units:?}");
+                let stored = content(&target);
+                assert_eq!(stored[to..to + len], bytes);
+                assert!(stored[..to].iter().chain(&stored[to + len..]).all(|byte| *byte == 0));
+                let refused = CopyError::Length { record_bytes: len, other_bytes: len + 1 };
+                assert_eq!(stream.take(&[7]), Err(refused));
+                assert_eq!(content(&target), stored);
+            }
+        }
+    }
+    let target = MemoryExtent::whole(Arc::new(Region::new(64).unwrap()));
+    let no_units = Units { unit_bytes: 0, algorithm: ChecksumAlgorithm::Xxh3, seed: 0 };
+    assert_eq!(StreamCopy::new(target, &no_units).err(), Some(CopyError::UnitBytes));
+}

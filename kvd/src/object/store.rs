@@ -118,6 +118,7 @@ struct Inner {
     prefix: Path,
     writable: bool,
     silence: Duration,
+    requests_max: usize,
     places: Arc<Semaphore>,
     /// Guards what is decided before and after a request; held for a few instructions, and no other lock is taken under it.
     control: Mutex<Control>,
@@ -166,6 +167,7 @@ impl Store {
     pub fn open_with(options: &ObjectOptions, environment: &[(String, String)]) -> Result<Store, StoreError> {
         let prefix = options.url.bucket().map_or("", |bucket| bucket.prefix.as_str());
         let prefix = Path::parse(prefix).map_err(|error| StoreError::Client(error.to_string()))?;
+        let requests_max = options.requests_max.clamp(1, Semaphore::MAX_PERMITS);
         // Seeded by the operating system, through the standard library.
         let seed = std::hash::RandomState::new().hash_one(0u8);
         Ok(Store {
@@ -175,7 +177,8 @@ impl Store {
                 prefix,
                 writable: options.writable,
                 silence: options.request_timeout,
-                places: Arc::new(Semaphore::new(options.requests_max.clamp(1, Semaphore::MAX_PERMITS))),
+                requests_max,
+                places: Arc::new(Semaphore::new(requests_max)),
                 control: Mutex::new(Control {
                     breaker: Breaker::default(),
                     budget: Budget::default(),

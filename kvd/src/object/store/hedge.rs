@@ -15,6 +15,11 @@ use super::{Fault, Op, Store};
 const READS_PER_HEDGE: u64 = 50;
 /// Hedges before there were so many reads.
 const HEDGES_FREE: u64 = 4;
+/// Requests under way from which on this node is taken to fill the line, of the 8 reads at a time that the ladder allows: most
+/// of them are slow then because of the others, and a second request would only take from those.
+const BUSY_REQUESTS: usize = 4;
+/// How much slower than nearly all a read must be while the line is full.
+const BUSY_FACTOR: u32 = 4;
 /// A store that answers at once is not asked again because of this machine's own pauses.
 const DELAY_MIN: Duration = Duration::from_millis(5);
 
@@ -33,8 +38,15 @@ impl Store {
         else {
             return first.await;
         };
-        if let Ok(ended) = tokio::time::timeout(slow.max(DELAY_MIN), &mut first).await {
+        let delay = slow.max(DELAY_MIN);
+        if let Ok(ended) = tokio::time::timeout(delay, &mut first).await {
             return ended;
+        }
+        if self.is_busy() {
+            let rest = delay.saturating_mul(BUSY_FACTOR - 1);
+            if let Ok(ended) = tokio::time::timeout(rest, &mut first).await {
+                return ended;
+            }
         }
         if !self.may_hedge() {
             return first.await;
@@ -58,6 +70,10 @@ impl Store {
                 ended
             }
         }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.inner.requests_max - self.inner.places.available_permits() >= BUSY_REQUESTS
     }
 
     fn may_hedge(&self) -> bool {

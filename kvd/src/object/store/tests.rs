@@ -280,6 +280,28 @@ fn a_read_that_is_slow_is_asked_for_twice_within_the_budget() {
 }
 
 #[test]
+fn while_others_fill_the_line_a_read_is_asked_for_twice_later() {
+    run(async {
+        let fake = FakeS3::start().await;
+        let store = open(&ObjectOptions { requests_max: 16, ..s3_options(&fake) });
+        store.put_new("packs/ab/1", parts(&["0123456789abcdef"]), soon()).await.expect("written");
+        for _ in 0..40 {
+            read_range(&store, "packs/ab/1", 0..16).await.expect("read");
+        }
+        let before = store.counters().hedges.get();
+        let others = (0..4).map(|_| store.get_range("packs/ab/1", 0..16, soon()));
+        let others = futures_util::future::join_all(others).await;
+        assert!(others.iter().all(Result::is_ok), "they are open, and nobody has read them yet");
+        fake.then([Trouble::Silence]);
+        let begun = Instant::now();
+        assert_eq!(read_range(&store, "packs/ab/1", 2..4).await.as_deref(), Ok(&b"23"[..]));
+        // Four times the shortest delay of a hedge.
+        assert!(begun.elapsed() >= Duration::from_millis(20), "{:?}", begun.elapsed());
+        assert_eq!(store.counters().hedges.get(), before + 1);
+    });
+}
+
+#[test]
 fn an_error_inside_of_success_is_no_success() {
     let document = error_document("InternalError");
     let head = format!("HTTP/1.1 200 OK\nETag: \"e\"\nContent-Length: {}\n", document.len());

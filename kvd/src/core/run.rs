@@ -13,8 +13,9 @@ use crate::session::Control;
 
 /// Requests of one client in one turn: enough to be efficient, few enough that nobody waits long behind a busy client.
 const REQUESTS_PER_TURN: u32 = RING_ENTRIES / 16;
-/// How long to look for more after the last work. A wake-up costs a sleeper up to 60 us on an idle core, so an engine that
-/// asks in bursts finds us awake; an idle daemon costs nothing.
+/// How long to look for more after the last request. A wake-up costs a sleeper up to 60 us on an idle core, so an engine that
+/// asks in bursts finds us awake; an idle daemon costs nothing. Not after a move that ended: the next one may be a while away,
+/// and with 4000 records a second from a store that was a fifth of a core.
 const SPIN: Duration = Duration::from_micros(50);
 /// The longest sleep: the heart beats at least this often.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
@@ -23,41 +24,51 @@ const BACKLOG_SLEEP: Duration = Duration::from_millis(2);
 /// Turns of a busy core between two looks at whether the gauges are due.
 const GAUGE_LOOKS_EVERY: u32 = 4096;
 
+/// What a turn was.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Nobody wanted anything.
+    Idle,
+    /// Moves went on.
+    Moved,
+    /// Somebody asked for something.
+    Asked,
+}
+
 impl Core {
     /// Serves until told to stop, then winds down. An error is one of epoll.
     pub(crate) fn run(mut self) -> io::Result<()> {
-        let mut last_work = clock::now();
+        let mut last_asked = clock::now();
         let mut turns = 0u32;
         // Acquire pairs with the Release of whoever stops us.
         while !self.stop.load(Ordering::Acquire) {
             let now = clock::now();
-            let worked = self.turn(now);
+            let turn = self.turn(now);
             turns = turns.wrapping_add(1);
             if turns.is_multiple_of(GAUGE_LOOKS_EVERY) {
                 self.refresh_gauges();
             }
-            if worked {
-                last_work = now;
-            } else if now.since(last_work) >= SPIN {
-                self.refresh_gauges();
-                self.sleep(now)?;
-                last_work = clock::now();
-            } else {
-                std::hint::spin_loop();
+            match turn {
+                Turn::Asked => last_asked = now,
+                Turn::Moved => {}
+                Turn::Idle if now.since(last_asked) < SPIN => std::hint::spin_loop(),
+                Turn::Idle => {
+                    self.refresh_gauges();
+                    self.sleep(now)?;
+                }
             }
         }
         self.wind_down()
     }
 
-    /// One turn; whether anybody wanted anything.
-    fn turn(&mut self, now: Time) -> bool {
+    fn turn(&mut self, now: Time) -> Turn {
         self.counters.heartbeat.add(1);
         self.counters.heartbeat_nanos.set(now.as_nanos());
-        let mut worked = self.take_outcomes(now);
-        worked |= self.take_events(now);
-        worked |= self.serve_calls(now);
-        worked |= self.serve_commands(now);
-        worked |= self.serve_rings();
+        let mut moved = self.take_outcomes(now);
+        moved |= self.take_events(now);
+        let mut asked = self.serve_calls(now);
+        asked |= self.serve_commands(now);
+        asked |= self.serve_rings();
         let now = clock::now();
         self.ladder.tick(now);
         if self.ladder.drained() {
@@ -66,10 +77,14 @@ impl Core {
             self.drains += 1;
             self.drain_left = self.dram_only();
         }
-        worked |= self.hand_out_moves(now);
-        worked |= self.pass_on_replies();
+        moved |= self.hand_out_moves(now);
+        moved |= self.pass_on_replies();
         self.deliver();
-        worked
+        match (asked, moved) {
+            (true, _) => Turn::Asked,
+            (false, true) => Turn::Moved,
+            (false, false) => Turn::Idle,
+        }
     }
 
     /// Serves every client a few requests, each turn beginning with another one.

@@ -1,19 +1,26 @@
-//! Records on their way into DRAM: those that lie side by side in one request, each verified and answered as it comes.
+//! Records on their way into DRAM: those that lie side by side in one request, each verified as it comes, and answered soon.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kvd_tiers::ladder::{DeviceFault, Outcome};
 use kvd_tiers::object::{PackName, pack_path};
-use kvd_tiers::record::{Expect, Mismatch, Scratch, verify_record};
+use kvd_tiers::record::{Arrival, Expect, Mismatch};
+use kvd_tiers::{MoveId, SlotEntry};
 
-use super::store::Fault;
+use super::store::{Body, Fault};
 use super::tier::{Shared, Wanted};
 
 /// Requests for one run, each for what the one before it did not bring.
 const ATTEMPTS_MAX: u32 = 3;
+
+/// Small records are answered together, a mebibyte of them or what came in a millisecond: each answer wakes the core and an
+/// engine, which for records of 256 KiB cost as much as checking and storing them.
+const ANSWER_BYTES: u64 = 1 << 20;
+const ANSWER_PATIENCE: Duration = Duration::from_millis(1);
 
 /// Groups records whose bytes touch, in the order in which they lie, at most `bytes_max` together: several runs are read at
 /// once, and one that fails is read again.
@@ -41,11 +48,14 @@ struct Run {
     shared: Arc<Shared>,
     records: Vec<Wanted>,
     started: Instant,
-    scratch: Scratch,
-    /// Records that were answered.
+    /// Records that came, or were found wrong.
     done: usize,
-    /// Bytes of the next one that have come.
-    filled: usize,
+    /// What became of the last ones of those, which nobody was told yet; since when that is so, and how many bytes they have.
+    answers: Vec<(MoveId, Outcome)>,
+    answers_since: Instant,
+    answers_bytes: u64,
+    /// The next one, once something of it has come.
+    arrival: Option<Arrival>,
     /// What those are told that are not answered when it ends, however that may be.
     rest: Outcome,
 }
@@ -58,9 +68,11 @@ pub(super) async fn read(shared: Arc<Shared>, records: Vec<Wanted>) {
         shared: shared.clone(),
         records,
         started: Instant::now(),
-        scratch: Scratch::default(),
         done: 0,
-        filled: 0,
+        answers: Vec::new(),
+        answers_since: Instant::now(),
+        answers_bytes: 0,
+        arrival: None,
         rest: Outcome::Missing,
     };
     let Some(name) = name else { return };
@@ -95,7 +107,7 @@ fn forget(shared: &Arc<Shared>, name: PackName, why: &str) {
 /// Why a record is not the one that was asked for.
 enum Wrong {
     /// It is not what was stored.
-    Corrupt(String),
+    Corrupt(Mismatch),
     /// It is what was stored, but another place of a chain was meant: hashes were asked for that are no chain.
     Elsewhere,
 }
@@ -109,10 +121,10 @@ impl Run {
 
     /// Asks for what is not there yet, and takes what comes.
     async fn attempt(&mut self, name: PackName, deadline: Instant) -> Result<(), Fault> {
-        self.filled = 0;
+        self.arrival = None;
         self.shared.counters().runs.add(1);
         let mut body = self.shared.store.get_range(&pack_path(name), self.range(), deadline).await?;
-        while let Some(chunk) = body.next().await {
+        while let Some(chunk) = self.next_chunk(&mut body).await {
             match chunk {
                 Ok(chunk) => self.take(name, &chunk),
                 // All is there, whatever else was to come.
@@ -123,26 +135,43 @@ impl Run {
         Ok(())
     }
 
-    /// Puts bytes into slots; a record that is whole is verified and answered.
+    /// The next bytes. Answers do not wait for them longer than their patience.
+    async fn next_chunk(&mut self, body: &mut Body) -> Option<Result<Bytes, Fault>> {
+        if !self.answers.is_empty() {
+            let until = self.answers_since + ANSWER_PATIENCE;
+            if let Ok(chunk) = tokio::time::timeout_at(until.into(), body.next()).await {
+                return chunk;
+            }
+            self.tell();
+        }
+        body.next().await
+    }
+
+    /// Gives the answers that have gathered.
+    fn tell(&mut self) {
+        if !self.answers.is_empty() {
+            self.shared.answer_all(self.answers.drain(..));
+            self.answers_bytes = 0;
+        }
+    }
+
+    /// Puts bytes into slots.
     fn take(&mut self, name: PackName, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.done < self.records.len() {
-            let record = &self.records[self.done];
-            let whole = record.from.bytes as usize;
-            let (now, later) = bytes.split_at(bytes.len().min(whole - self.filled));
-            // A slot that is too small for the record fails its verification.
-            let _ = record.memory.write(self.filled, now);
-            self.filled += now.len();
-            bytes = later;
-            if self.filled == whole {
-                self.finish(name);
+            let Wanted { from, expect, memory, .. } = &self.records[self.done];
+            let new = || Arrival::new(memory.clone(), from.bytes as usize, Expect::from(expect));
+            let mut arrival = self.arrival.take().unwrap_or_else(new);
+            bytes = arrival.take(bytes);
+            match arrival.left() {
+                0 => self.finish(name, &arrival),
+                _ => self.arrival = Some(arrival),
             }
         }
     }
 
-    fn finish(&mut self, name: PackName) {
-        let verified = self.verify();
+    fn finish(&mut self, name: PackName, arrival: &Arrival) {
         let record = &self.records[self.done];
-        let outcome = match verified {
+        let outcome = match judge(arrival, &record.expect) {
             Ok(()) => {
                 self.shared.counters().records_got.add(1);
                 self.shared.sharing.used(name);
@@ -150,43 +179,38 @@ impl Run {
             }
             Err(Wrong::Elsewhere) => Outcome::Missing,
             Err(Wrong::Corrupt(mismatch)) => {
-                tracing::warn!(key = %record.expect.key, pack = %name, mismatch, "a record in the object tier is corrupt");
+                tracing::warn!(key = %record.expect.key, pack = %name, %mismatch, "a record in the object tier is corrupt");
                 forget(&self.shared, name, "a record in it is corrupt");
                 Outcome::Corrupt
             }
         };
-        self.shared.answer(record.id, outcome);
+        if self.answers.is_empty() {
+            self.answers_since = Instant::now();
+        }
+        self.answers.push((record.id, outcome));
+        self.answers_bytes += u64::from(record.from.bytes);
         self.done += 1;
-        self.filled = 0;
+        if self.answers_bytes >= ANSWER_BYTES || self.done == self.records.len() {
+            self.tell();
+        }
     }
+}
 
-    /// Whether what lies in the slot is the record that was asked for, in its place of the chain.
-    fn verify(&mut self) -> Result<(), Wrong> {
-        let Wanted { from, expect, memory, .. } = &self.records[self.done];
-        if from.bytes as usize != memory.len() {
-            return Err(Wrong::Corrupt(format!("{} bytes for a slot of {}", from.bytes, memory.len())));
-        }
-        let corrupt = |mismatch: Mismatch| Wrong::Corrupt(mismatch.to_string());
-        let wanted = Expect::from(expect);
-        verify_record(memory, &wanted, &mut self.scratch).map_err(corrupt)?;
-        let sealed = self.scratch.read(memory).map_err(corrupt)?;
-        let found = &sealed.metadata;
-        if sealed.meta_checksum != expect.meta_checksum {
-            return Err(Wrong::Corrupt("it changed under our eyes".into()));
-        }
-        let place = (found.parent_key, found.position, found.group);
-        if place == (expect.parent_key, expect.position, expect.group) { Ok(()) } else { Err(Wrong::Elsewhere) }
-    }
+/// Whether what came is the record that was asked for, in its place of the chain.
+fn judge(arrival: &Arrival, expect: &SlotEntry) -> Result<(), Wrong> {
+    let found = arrival.finish().map_err(Wrong::Corrupt)?.metadata;
+    let place = (found.parent_key, found.position, found.group);
+    if place == (expect.parent_key, expect.position, expect.group) { Ok(()) } else { Err(Wrong::Elsewhere) }
 }
 
 impl Drop for Run {
     /// Answers what is left: the ladder waits for every move.
     fn drop(&mut self) {
-        for record in self.records.drain(self.done..) {
-            if self.rest == Outcome::Missing {
-                self.shared.counters().records_missing.add(1);
-            }
-            self.shared.answer(record.id, self.rest);
+        let rest = &self.records[self.done..];
+        if self.rest == Outcome::Missing {
+            self.shared.counters().records_missing.add(rest.len() as u64);
         }
+        self.answers.extend(rest.iter().map(|record| (record.id, self.rest)));
+        self.tell();
     }
 }

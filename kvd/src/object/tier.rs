@@ -160,9 +160,16 @@ impl Shared {
         Asking { store: &self.store, patience: 4 * self.options.request_timeout }
     }
 
-    /// Answers a move. The channel has room for every move that the ladder may have under way.
+    /// Answers a move.
     pub(super) fn answer(&self, id: MoveId, outcome: Outcome) {
-        let _ = self.outcomes.send((id, outcome));
+        self.answer_all([(id, outcome)]);
+    }
+
+    /// Answers moves and wakes the core once. The channel has room for every move that the ladder may have under way.
+    pub(super) fn answer_all(&self, answers: impl IntoIterator<Item = (MoveId, Outcome)>) {
+        for answer in answers {
+            let _ = self.outcomes.send(answer);
+        }
         let _ = self.doorbell.signal();
     }
 

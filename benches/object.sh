@@ -8,7 +8,7 @@
 #   KVD          the program kvd
 #   WEED         SeaweedFS's program weed
 #   NIXL_PYTHON  a Python that has nixl_cu12 and numpy (PYTHONPATH is kept); "none" leaves NIXL out
-# Further: BYTES (1GiB), ROUNDS (3), OUT (the file of results), SERVER_FOLDER (where the server keeps its data: it
+# Further: BYTES (1GiB), ROUNDS (5), OUT (the file of results), SERVER_FOLDER (where the server keeps its data: it
 # takes six times BYTES for each of ROUNDS and one more).
 set -euo pipefail
 
@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvd
 BYTES=${BYTES:-1GiB}
-ROUNDS=${ROUNDS:-3}
+ROUNDS=${ROUNDS:-5}
 OUT=${OUT:-$here/results/$(date -u +%F)-object.json}
 NIXL_VERSION=1.5.1
 

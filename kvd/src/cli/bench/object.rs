@@ -61,7 +61,7 @@ pub struct ObjectArgs {
     #[arg(long, default_values = ["256KiB", "1MiB", "4MiB"], value_delimiter = ',', value_name = "SIZE")]
     record_bytes: Vec<ByteSize>,
     /// Rounds of each case, in which both sides follow each other; medians are told. One more warms up.
-    #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=99))]
+    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=99))]
     rounds: u32,
     /// Bytes of a pack, as tiers.object.pack_bytes; as many whole records as go in.
     #[arg(long, default_value = "64MiB", value_name = "SIZE")]

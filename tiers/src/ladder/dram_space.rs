@@ -270,7 +270,7 @@ impl DramSpace {
     pub(super) fn adopted(&mut self) {
         for (number, segment) in self.segments.iter_mut().enumerate() {
             let slots = segment.extent.slots();
-            for index in (0..slots).rev().filter(|_| slots > 0) {
+            for index in (0..slots).rev() {
                 if segment.extent.get(index) == Use::Unseen {
                     segment.extent.free(index);
                 }

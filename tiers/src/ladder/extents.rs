@@ -101,7 +101,7 @@ impl Extent {
     }
 
     pub(super) fn free(&mut self, index: u32) {
-        self.words[index as usize] = if self.free == 0 { FREE_END } else { self.free_head };
+        self.words[index as usize] = self.free_head;
         self.free_head = FREE_BIT | index;
         self.free += 1;
     }

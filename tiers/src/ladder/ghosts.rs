@@ -15,7 +15,7 @@ impl Ghosts {
     fn place(&self, key: &BlockKey) -> (usize, u32) {
         // The tail of the key: the index uses the head.
         let tail = u64::from_le_bytes(key.as_bytes()[8..].try_into().expect("8 of 16 bytes"));
-        ((tail >> 24) as usize & (self.words.len() - 1), (tail as u32 & 0xff_ffff) << 8)
+        ((tail >> 24) as usize & (self.words.len() - 1), (tail as u32) << 8)
     }
 
     pub(super) fn put(&mut self, key: &BlockKey, reason: MissReason) {
@@ -26,9 +26,10 @@ impl Ghosts {
     pub(super) fn get(&self, key: &BlockKey) -> Option<MissReason> {
         let (place, print) = self.place(key);
         let word = self.words[place];
-        if word == 0 || word & !0xff != print {
+        if word & !0xff != print {
             return None;
         }
+        // Where nothing was put stands 0, which is no reason's code.
         MissReason::from_code((word & 0xff) as u8)
     }
 

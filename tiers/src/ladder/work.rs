@@ -142,16 +142,13 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
     pub fn tick(&mut self, now: Time) {
         self.settle_use();
         self.expire_loads(now, self.config.work_per_call);
-        let idle_since = Time::from_nanos(
-            now.as_nanos().saturating_sub(u64::try_from(self.config.lease_idle.as_nanos()).unwrap_or(u64::MAX)),
-        );
-        for _ in 0..self.config.work_per_call {
-            if now.as_nanos() < u64::try_from(self.config.lease_idle.as_nanos()).unwrap_or(u64::MAX) {
-                break;
+        let lease_idle_nanos = u64::try_from(self.config.lease_idle.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(idle_since) = now.as_nanos().checked_sub(lease_idle_nanos).map(Time::from_nanos) {
+            for _ in 0..self.config.work_per_call {
+                let Some(idle) = self.leases.pop_idle(idle_since, now) else { break };
+                self.counters.leases_expired += 1;
+                self.let_go(idle);
             }
-            let Some(idle) = self.leases.pop_idle(idle_since, now) else { break };
-            self.counters.leases_expired += 1;
-            self.let_go(idle);
         }
         for _ in 0..self.config.work_per_call {
             match self.orphans.front() {

@@ -199,4 +199,72 @@ mod tests {
         assert!(!breaker.writable());
         assert!(breaker.timeout().is_some_and(|until| !breaker.probe_due(until) && breaker.writable()));
     }
+
+    #[test]
+    fn pauses_double_up_to_sixteen_times_until_a_write_lands() {
+        let config = LadderConfig::new(1, Vec::new());
+        let mut breaker = Breaker::default();
+        let mut now = Time::from_nanos(5);
+        breaker.failed(Side::Read, DeviceFault::Gone, &config, now);
+        for factor in [1, 2, 4, 8, 16, 16] {
+            let probe = breaker.timeout().unwrap();
+            assert_eq!(probe.since(now), config.breaker_pause * factor);
+            assert!(breaker.probe_due(probe));
+            now = probe;
+            breaker.probed(false, &config, now);
+        }
+        let pause = |breaker: &mut Breaker| {
+            breaker.probed(true, &config, now);
+            breaker.failed(Side::Write, DeviceFault::NoSpace, &config, now);
+            breaker.timeout().unwrap().since(now)
+        };
+        assert_eq!(pause(&mut breaker), config.breaker_pause * 16, "an answer to a probe does not end it");
+        breaker.wrote();
+        assert_eq!(pause(&mut breaker), config.breaker_pause * 16, "nor one to what was asked before it was full");
+        breaker.probed(true, &config, now);
+        breaker.wrote();
+        assert_eq!(pause(&mut breaker), config.breaker_pause);
+    }
+
+    #[test]
+    fn a_device_that_is_out_is_taken_out_once() {
+        let config = LadderConfig::new(1, Vec::new());
+        let mut breaker = Breaker::default();
+        let now = Time::from_nanos(5);
+        breaker.failed(Side::Read, DeviceFault::Gone, &config, now);
+        let probe = breaker.timeout().unwrap();
+        // Moves that were under way fail after it, each in its own way.
+        for fault in [DeviceFault::Gone, DeviceFault::NoSpace, DeviceFault::ReadOnly] {
+            breaker.failed(Side::Write, fault, &config, now + Duration::from_millis(1));
+            assert!(!breaker.readable());
+            assert_eq!(breaker.timeout(), Some(probe), "its pause stays as it was");
+        }
+        assert_eq!(breaker.trips, 1);
+        assert!(breaker.probe_due(probe));
+        assert_eq!(breaker.timeout(), None, "the probe is under way");
+        breaker.failed(Side::Read, DeviceFault::Gone, &config, probe);
+        assert!(breaker.timeout().is_some_and(|again| again > probe));
+        assert_eq!(breaker.trips, 1);
+        breaker.probed(true, &config, probe);
+        breaker.failed(Side::Read, DeviceFault::Gone, &config, probe);
+        assert_eq!(breaker.trips, 2);
+    }
+
+    #[test]
+    fn errors_of_reads_and_writes_are_counted_apart_and_not_for_ever() {
+        let config = LadderConfig::new(1, Vec::new());
+        let mut breaker = Breaker::default();
+        let mut now = Time::from_nanos(5);
+        for _ in 0..3 {
+            now = now + config.breaker_window + Duration::from_nanos(1);
+            for side in [Side::Read, Side::Write] {
+                (1..config.breaker_errors).for_each(|_| breaker.failed(side, DeviceFault::Io, &config, now));
+            }
+            assert!(breaker.readable() && breaker.writable());
+        }
+        breaker.failed(Side::Write, DeviceFault::Io, &config, now);
+        assert!(breaker.readable() && !breaker.writable());
+        breaker.failed(Side::Read, DeviceFault::Io, &config, now);
+        assert!(!breaker.readable());
+    }
 }

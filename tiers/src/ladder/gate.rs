@@ -169,6 +169,104 @@ mod tests {
         assert!((edge.bytes_per_second() as i64 - expected).abs() < expected / 10, "{}", edge.bytes_per_second());
     }
 
+    /// A move that has the edge for itself and takes so many milliseconds.
+    fn moved(edge: &mut Edge, bytes: u64, millis: u64, now: &mut Time) {
+        let took = Duration::from_millis(millis);
+        edge.started(bytes, *now);
+        *now = *now + took;
+        edge.ended(bytes, bytes, took, *now);
+    }
+
+    #[test]
+    fn a_sample_counts_for_a_quarter_of_what_was_known() {
+        let (mut edge, mut now) = (Edge::default(), Time::from_nanos(1));
+        moved(&mut edge, 40 << 20, 20, &mut now);
+        let first = edge.bytes_per_second();
+        assert_eq!((first, edge.latency()), ((40 << 20) * 50, Duration::from_millis(20)));
+        // Half as fast.
+        moved(&mut edge, 40 << 20, 40, &mut now);
+        assert_eq!(edge.bytes_per_second(), first - first / 8);
+        assert_eq!(edge.latency(), Duration::from_millis(25));
+        assert_eq!((edge.moves, edge.moved_bytes), (2, 80 << 20));
+    }
+
+    #[test]
+    fn after_the_first_move_only_a_long_time_is_a_sample() {
+        let (mut edge, mut now) = (Edge::default(), Time::from_nanos(1));
+        moved(&mut edge, 1 << 20, 1, &mut now);
+        assert_eq!(edge.bytes_per_second(), 1000 << 20);
+        moved(&mut edge, 1 << 20, 19, &mut now);
+        assert_eq!(edge.bytes_per_second(), 1000 << 20);
+        moved(&mut edge, 1 << 20, 1, &mut now);
+        assert_eq!(edge.bytes_per_second(), (750 << 20) + (1 << 20) * 100 / 4);
+    }
+
+    #[test]
+    fn a_failed_move_costs_time_and_nothing_else() {
+        let (mut edge, mut now) = (Edge::default(), Time::from_nanos(1));
+        let fail = |edge: &mut Edge, millis: u64, now: &mut Time| {
+            edge.started(1 << 20, *now);
+            *now = *now + Duration::from_millis(millis);
+            edge.ended(1 << 20, 0, Duration::from_millis(millis), *now);
+        };
+        fail(&mut edge, 10, &mut now);
+        assert_eq!(edge.bytes_per_second(), 0, "still unknown");
+        fail(&mut edge, 10, &mut now);
+        assert_eq!((edge.bytes_per_second(), edge.latency()), (1, Duration::ZERO), "slow, and not unknown");
+        let mut edge = Edge::default();
+        moved(&mut edge, 8 << 20, 20, &mut now);
+        fail(&mut edge, 60, &mut now);
+        assert_eq!(edge.bytes_per_second(), (300 << 20), "three quarters of 400 MiB/s");
+        assert_eq!((edge.latency(), edge.moves, edge.moved_bytes), (Duration::from_millis(20), 1, 8 << 20));
+    }
+
+    #[test]
+    fn a_move_that_says_nothing_takes_its_time_along() {
+        let (mut edge, mut now) = (Edge::default(), Time::from_nanos(1));
+        edge.started(1 << 20, now);
+        edge.started(1 << 20, now);
+        now = now + Duration::from_secs(1);
+        edge.dropped(1 << 20, now);
+        now = now + Duration::from_millis(1);
+        edge.ended(1 << 20, 1 << 20, Duration::from_millis(1), now);
+        assert_eq!(edge.bytes_per_second(), 1000 << 20);
+        assert_eq!(edge.estimate(10 << 20), Duration::from_millis(10), "nothing is left in the queue");
+    }
+
+    #[test]
+    fn an_estimate_counts_the_queue_and_is_no_less_than_one_move() {
+        let (mut edge, mut now) = (Edge::default(), Time::from_nanos(1));
+        assert_eq!(edge.estimate(1 << 30), Duration::ZERO, "nothing is known yet");
+        moved(&mut edge, 10 << 20, 20, &mut now);
+        assert_eq!(edge.estimate(0), Duration::ZERO);
+        assert_eq!(edge.estimate(1), Duration::from_millis(20));
+        assert_eq!(edge.estimate(20 << 20), Duration::from_millis(40));
+        edge.started(5 << 20, now);
+        edge.started(10 << 20, now);
+        assert_eq!(edge.estimate(20 << 20), Duration::from_millis(70));
+        edge.ended(10 << 20, 0, Duration::ZERO, now);
+        assert_eq!(edge.estimate(20 << 20), Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_queue_is_waited_for_once() {
+        // Ten blocks together gain a little more than the five milliseconds that wait ahead, nine do not.
+        let mut busy = edge(2 << 30);
+        busy.started(10 << 20, Time::ZERO);
+        for (blocks, pays) in [(9, 0), (10, 10)] {
+            let mut gate = gate(16_000);
+            (0..blocks).for_each(|_| gate.fetch(&busy, 1 << 20));
+            assert_eq!(gate.paying(), pays);
+        }
+    }
+
+    #[test]
+    fn what_costs_as_much_as_it_gains_is_loaded() {
+        let mut even = gate(16_000);
+        even.fetch(&edge(1_000_000), 1000);
+        assert_eq!(even.paying(), 1);
+    }
+
     #[test]
     fn loads_what_pays_and_no_more() {
         // 16 tokens at 16 000 per second are 1 ms; 1 MiB at 2 GiB/s is half of that, at 0.5 GiB/s the double.

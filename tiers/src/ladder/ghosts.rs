@@ -52,4 +52,23 @@ mod tests {
         assert_eq!(ghosts.get(&a), Some(MissReason::Corrupt));
         assert_eq!(ghosts.get(&b), None);
     }
+
+    #[test]
+    fn a_block_is_not_taken_for_another() {
+        let key = |tail: u64| {
+            let mut bytes = [7; 16];
+            bytes[8..].copy_from_slice(&tail.to_le_bytes());
+            BlockKey::new(bytes)
+        };
+        let reason = |place: u64| if place.is_multiple_of(3) { MissReason::Corrupt } else { MissReason::Evicted };
+        let mut ghosts = Ghosts::new(1024);
+        // One for each place.
+        (0..1024).for_each(|place| ghosts.put(&key(place << 24 | (place + 1)), reason(place)));
+        for place in 0..1024 {
+            assert_eq!(ghosts.get(&key(place << 24 | (place + 1))), Some(reason(place)));
+            for other in [place, place + 2, (place + 1) | 1 << 23] {
+                assert_eq!(ghosts.get(&key(place << 24 | other)), None, "{other} at {place}");
+            }
+        }
+    }
 }

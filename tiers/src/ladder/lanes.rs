@@ -357,3 +357,113 @@ impl Instances {
 pub(super) fn key_of(group_key: &GroupKey, hashes: &(impl HashSource + ?Sized), index: u32) -> BlockKey {
     group_key.block(&hashes.get(index))
 }
+
+#[cfg(test)]
+mod tests {
+    use kvd_proto::{Interleave, TenantKey};
+
+    use super::*;
+
+    fn spec(payload_bytes: u32, meta_bytes: u32) -> ViewSpec {
+        let namespace = NamespaceDigest::new([7; 32]);
+        ViewSpec {
+            tenant: TenantId(1),
+            namespace,
+            group: 3,
+            group_key: GroupKey::derive(&TenantKey::new([1; 32]), &namespace, 3),
+            shard: Shard::new(0..4, 0..8, Interleave::WHOLE).unwrap(),
+            payload_bytes,
+            meta_bytes,
+            block_tokens: 16,
+            prefill_tokens_per_second: 0,
+        }
+    }
+
+    #[test]
+    fn slots_are_whole_sectors_of_a_segment() {
+        let slot_bytes = |payload, meta| LaneKey::of_view(&spec(payload, meta)).map(|key| key.slot_bytes());
+        assert_eq!(slot_bytes(1, 4096), Ok(8192));
+        assert_eq!(slot_bytes(4096, 4096), Ok(8192));
+        assert_eq!(slot_bytes(4097, 8192), Ok(16384));
+        assert_eq!(slot_bytes((64 << 20) - 4096, 4096), Ok(64 << 20));
+        assert_eq!(slot_bytes((64 << 20) - 4095, 4096), Err(JoinError::SlotBytes((64 << 20) + 4096)));
+        assert_eq!(slot_bytes(0, 4096), Err(JoinError::SlotBytes(4096)), "a sector too few");
+        assert_eq!(slot_bytes(4096, 4000), Err(JoinError::SlotBytes(8096)), "half a sector");
+        assert_eq!(slot_bytes(u32::MAX, 4096), Err(JoinError::SlotBytes((1 << 32) + 4096)));
+    }
+
+    #[test]
+    fn a_lane_is_all_that_its_records_have_in_common() {
+        let base = LaneKey::of_view(&spec(4096, 4096)).unwrap();
+        assert_eq!(base, LaneKey::of_view(&spec(4096, 4096)).unwrap());
+        let namespace = NamespaceDigest::new([8; 32]);
+        let shard = Shard::new(0..4, 8..16, Interleave::WHOLE).unwrap();
+        let others = [
+            ViewSpec { tenant: TenantId(2), ..spec(4096, 4096) },
+            ViewSpec { namespace, ..spec(4096, 4096) },
+            ViewSpec { group: 4, ..spec(4096, 4096) },
+            ViewSpec { shard, ..spec(4096, 4096) },
+            spec(4095, 4096),
+            spec(4096, 8192),
+        ];
+        let mut lanes = Lanes::new(7);
+        for other in [spec(4096, 4096)].iter().chain(&others) {
+            let key = LaneKey::of_view(other).unwrap();
+            assert_eq!(lanes.find(&key), None);
+            assert!(!lanes.full());
+            let lane = key.lane(other.shard.clone(), 5, 6);
+            assert_eq!((lane.tenant, lane.group, lane.dram_class, lane.nvme_class), (other.tenant, other.group, 5, 6));
+            let number = lanes.add(key, lane);
+            assert_eq!(lanes.find(&LaneKey::of_view(other).unwrap()), Some(number));
+        }
+        assert!(lanes.full());
+        assert_eq!(lanes.iter().map(|(number, _)| number).collect::<Vec<_>>(), (0..7).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_closed_view_makes_room_for_another() {
+        let view = |tokens_per_second| View {
+            lane: 0,
+            group_key: spec(4096, 4096).group_key,
+            speed: Speed { block_tokens: 16, tokens_per_second },
+        };
+        let mut views = Views::new(3);
+        let all = [1, 2, 3].map(|speed| views.add(view(speed)).unwrap());
+        assert_eq!(all, [ViewId(0), ViewId(1), ViewId(2)]);
+        assert_eq!(views.add(view(4)), Err(JoinError::Views));
+        views.remove(all[1]);
+        views.remove(ViewId(99));
+        assert!(views.len() == 2 && views.get(all[1]).is_none() && views.get_mut(all[1]).is_none());
+        assert_eq!(views.add(view(5)), Ok(all[1]));
+        assert_eq!(views.get(all[1]).unwrap().speed.tokens_per_second, 5);
+        assert_eq!(views.get_mut(all[2]).unwrap().speed.tokens_per_second, 3);
+        assert!(views.get(ViewId(3)).is_none());
+    }
+
+    #[test]
+    fn a_full_table_of_instances_gives_way_to_one_that_is_gone_and_holds_least() {
+        let id = |number: u8| InstanceId::new([number; 16]);
+        let client = |number| ClientSlot::new(number).unwrap();
+        let mut instances = Instances::new(4);
+        for number in 0..4 {
+            assert_eq!(instances.join(client(number), id(number), TenantId(1)), Ok(number));
+            instances.get_mut(number).dram_bytes = 100 - u64::from(number);
+        }
+        assert_eq!(instances.join(client(9), id(9), TenantId(1)), Err(JoinError::Instances));
+        assert_eq!(
+            instances.join(client(4), id(2), TenantId(1)),
+            Ok(2),
+            "one more process of an instance that is there"
+        );
+        (0..4).for_each(|number| instances.leave(client(number)));
+        instances.get_mut(3).lease_bytes = 1;
+        assert_eq!((instances.of(client(2)), instances.of(client(4))), (None, Some(2)));
+        // 2 has a process still, 3 a lease; of 0 and 1 the second holds less.
+        assert_eq!(instances.join(client(5), id(5), TenantId(1)), Ok(1));
+        assert_eq!((instances.get(1).id, instances.get(1).dram_bytes), (id(5), 99), "its blocks are the new one's");
+        assert_eq!(instances.get(1).clients, client(5).bit());
+        assert_eq!(instances.join(client(6), id(5), TenantId(2)), Ok(0), "the same name of another tenant is another");
+        assert_eq!(instances.iter().map(|instance| instance.id).collect::<Vec<_>>(), [id(5), id(5), id(2), id(3)]);
+        assert_eq!(instances.join(client(7), id(7), TenantId(1)), Err(JoinError::Instances));
+    }
+}

@@ -175,3 +175,84 @@ impl Leases {
             + self.free.capacity() * 4
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn lease(touched: Time) -> Lease {
+        Lease {
+            id: LeaseId(0),
+            instance: 0,
+            client: ClientSlot::new(0).unwrap(),
+            kind: LeaseKind::Match { deepest: NodeId(0), blocks: 1 },
+            slot_bytes: 8192,
+            speed: Speed { block_tokens: 16, tokens_per_second: 0 },
+            charge: 8192,
+            touched,
+            pins: Vec::new(),
+            loads: 0,
+            released: false,
+        }
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn an_old_number_is_never_a_new_lease() {
+        let mut leases = Leases::new(3);
+        let all = [1, 2, 3].map(|second| leases.add(lease(at(second))));
+        assert!(leases.full());
+        assert_eq!(leases.iter().map(|lease| lease.id).collect::<Vec<_>>(), all);
+        assert!(all.iter().all(|id| leases.get(*id).is_some_and(|found| found.id == *id)));
+        assert_eq!(leases.remove(all[1]).map(|lease| lease.touched), Some(at(2)));
+        assert!(leases.remove(all[1]).is_none());
+        assert_eq!((leases.used(), leases.full(), leases.at(1)), (2, false, Ok(None)));
+        let new = leases.add(lease(at(4)));
+        assert!(leases.get(all[1]).is_none() && leases.get_mut(all[1]).is_none() && leases.remove(all[1]).is_none());
+        assert_eq!(leases.get_mut(new).map(|lease| lease.touched), Some(at(4)));
+        assert_eq!((leases.at(1), leases.at(2), leases.at(3)), (Ok(Some(new)), Ok(Some(all[2])), Err(())));
+        assert!(leases.full());
+    }
+
+    #[test]
+    fn only_what_nobody_touched_or_uses_is_idle() {
+        let mut leases = Leases::new(8);
+        let all = [1, 1, 1, 1, 2, 3].map(|second| leases.add(lease(at(second))));
+        leases.get_mut(all[0]).unwrap().touched = at(9);
+        leases.get_mut(all[1]).unwrap().loads = 1;
+        leases.get_mut(all[2]).unwrap().pins.push((SlotId::from_raw(0), ClientSlot::new(0).unwrap()));
+        leases.get_mut(all[3]).unwrap().released = true;
+        assert_eq!(leases.idle_front(), Some(at(1)));
+        assert_eq!(leases.pop_idle(at(2), at(20)), Some(all[4]));
+        assert_eq!(leases.pop_idle(at(2), at(20)), None, "the last was touched later");
+        leases.get_mut(all[1]).unwrap().loads = 0;
+        assert_eq!(leases.pop_idle(at(9), at(29)), Some(all[5]));
+        assert_eq!(leases.pop_idle(at(9), at(29)), Some(all[0]), "nine is when it was touched");
+        assert_eq!(
+            leases.pop_idle(at(19), at(39)),
+            None,
+            "who was busy is looked at again after as long as the others"
+        );
+        assert_eq!(leases.pop_idle(at(20), at(40)), Some(all[1]));
+        assert_eq!(leases.pop_idle(at(20), at(40)), None);
+        assert_eq!(leases.idle_front(), Some(at(40)));
+    }
+
+    #[test]
+    fn leases_that_come_and_go_leave_no_trail() {
+        let mut leases = Leases::new(4);
+        let kept = [1, 2].map(|second| leases.add(lease(at(second))));
+        for second in 0..100 {
+            let id = leases.add(lease(at(10 + second)));
+            leases.remove(id).unwrap();
+            assert!(leases.idle.len() <= 8, "two entries for each lease that there may be");
+        }
+        assert_eq!([leases.pop_idle(at(5), at(200)), leases.pop_idle(at(5), at(200))], kept.map(Some));
+        assert_eq!(leases.leases.len(), 3, "places are used again");
+    }
+}

@@ -98,3 +98,46 @@ impl Order {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kvd_proto::BlockKey;
+
+    use super::*;
+
+    #[test]
+    fn the_first_of_every_queue_is_known() {
+        let mut nodes = Nodes::new(4096);
+        let mut order = Order::new(Space::Nvme);
+        assert!(order.coldest().is_none());
+        // Two in each queue, the higher queues colder.
+        let mut all = Vec::new();
+        for queue in 0..QUEUES_MAX {
+            for place in [1, 0] {
+                let id = nodes.insert(BlockKey::new([0; 16]), 0, 0).unwrap();
+                nodes[id].rank = ((QUEUES_MAX - queue) * 2 + place) as u64;
+                order.put(&mut nodes, queue, id);
+                all.push((queue, id));
+            }
+        }
+        let queue_of = |id: NodeId| all.iter().find(|(_, known)| *known == id).unwrap().0;
+        order.check(&nodes, queue_of);
+        assert_eq!(order.len(), 2 * QUEUES_MAX);
+        let (mut ids, mut ranks) = (Vec::new(), Vec::new());
+        order.firsts(&mut ids, &mut ranks);
+        assert_eq!(ids.iter().map(|id| queue_of(*id)).collect::<Vec<_>>(), (0..QUEUES_MAX).collect::<Vec<_>>());
+        assert!(ids.iter().zip(&ranks).all(|(id, rank)| nodes[*id].rank() == *rank && rank.0 % 2 == 0));
+        for queue in (0..QUEUES_MAX).rev() {
+            for _ in 0..2 {
+                let id = order.coldest().unwrap();
+                assert_eq!(queue_of(id), queue);
+                order.remove(&mut nodes, queue, id);
+                order.remove(&mut nodes, queue, id);
+                order.check(&nodes, queue_of);
+            }
+            order.firsts(&mut ids, &mut ranks);
+            assert_eq!(ids.len(), queue);
+        }
+        assert_eq!((order.len(), order.coldest()), (0, None));
+    }
+}

@@ -81,3 +81,49 @@ impl Pins {
         self.counts.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_holder_counts_for_itself() {
+        let (slot, other) = (SlotId::from_raw(5), SlotId::from_raw(6));
+        let [one, two] = [1, 2].map(|number| ClientSlot::new(number).unwrap());
+        let mut pins = Pins::default();
+        let all = [Holder::Client(one), Holder::Fenced(one), Holder::Client(two), Holder::Move];
+        for holder in all {
+            assert!(pins.add(slot, holder), "its first");
+            assert!(!pins.add(slot, holder), "its second");
+        }
+        assert_eq!(pins.len(), 4);
+        assert_eq!(pins.iter().collect::<Vec<_>>().len(), 4);
+        assert!(pins.held(slot) && !pins.held(other));
+        assert!(!pins.remove(slot, Holder::Client(one)) && pins.remove(slot, Holder::Client(one)));
+        assert!(pins.held_by(slot, one), "since the last epoch");
+        assert!(!pins.remove(slot, Holder::Fenced(one)) && pins.remove(slot, Holder::Fenced(one)));
+        assert!(!pins.held_by(slot, one) && pins.held_by(slot, two) && !pins.held_by(other, two));
+        assert!(!pins.remove(slot, Holder::Client(two)) && pins.remove(slot, Holder::Client(two)));
+        assert!(!pins.held_by(slot, two) && pins.held(slot), "a move holds it still");
+        assert!(!pins.remove(slot, Holder::Move) && pins.remove(slot, Holder::Move));
+        assert!(!pins.held(slot));
+        assert_eq!(pins.len(), 0);
+    }
+
+    #[test]
+    fn what_a_client_held_before_is_found_in_bounded_steps() {
+        let slot = SlotId::from_raw;
+        let [mine, other] = [1, 2].map(|number| ClientSlot::new(number).unwrap());
+        let mut pins = Pins::default();
+        for number in 0..10 {
+            pins.add(slot(number), Holder::Client(mine));
+            pins.add(slot(number), Holder::Fenced(if number % 5 == 3 { mine } else { other }));
+        }
+        assert_eq!(pins.fenced_by(mine, slot(0), 3), (None, Some(slot(3))), "three looks, then on from the fourth");
+        assert_eq!(pins.fenced_by(mine, slot(3), 3), (Some(slot(3)), Some(slot(3))));
+        pins.remove(slot(3), Holder::Fenced(mine));
+        assert_eq!(pins.fenced_by(mine, slot(3), 100), (Some(slot(8)), Some(slot(8))));
+        assert_eq!(pins.fenced_by(mine, slot(9), 100), (None, None));
+        assert_eq!(pins.fenced_by(mine, slot(50), 100), (None, None));
+    }
+}

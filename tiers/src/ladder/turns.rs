@@ -111,4 +111,16 @@ mod tests {
         let mut random = SmallRng::seed_from_u64(3);
         assert!((0..100).all(|_| Turns::alone().of(&BlockKey::new(random.random())) == 0));
     }
+
+    /// Nodes of one pool may run different versions: the order of a block is the same in all of them.
+    #[test]
+    fn the_order_of_a_block_never_changes() {
+        let bytes = |number: u8| {
+            std::array::from_fn(|place| number.wrapping_mul(17).wrapping_add((place as u8).wrapping_mul(29)))
+        };
+        let all = [0, 1, 2, 3].map(|number| NodeName::new(bytes(number)));
+        let me = Turns::new(all[0], all, Duration::from_secs(1));
+        let turns: Vec<_> = (100..112).map(|number| me.of(&BlockKey::new(bytes(number)))).collect();
+        assert_eq!(turns, [1, 0, 2, 0, 3, 2, 2, 1, 1, 2, 0, 1]);
+    }
 }

@@ -329,3 +329,168 @@ impl DramSpace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{ClientSlot, SlotEntry};
+
+    /// Says what was asked of it about segments.
+    #[derive(Default)]
+    struct Table {
+        assigned: Vec<(u32, u64, u32)>,
+        scrubbed: Vec<u32>,
+        barren: bool,
+    }
+
+    impl SlotTable for Table {
+        fn write(&mut self, _: SlotId, _: &SlotEntry) {}
+        fn vacate(&mut self, _: SlotId, _: u32) {}
+        fn pin(&mut self, _: SlotId, _: ClientSlot) {}
+        fn unpin(&mut self, _: SlotId, _: ClientSlot) {}
+        fn assign_segment(&mut self, segment: SegmentId, tenant: TenantId, slot_bytes: u32) -> bool {
+            self.assigned.push((segment.0, tenant.0, slot_bytes));
+            !self.barren
+        }
+        fn scrub(&mut self, segment: SegmentId) {
+            self.scrubbed.push(segment.0);
+        }
+    }
+
+    const SLOT: u32 = 16 << 20;
+
+    fn take(space: &mut DramSpace, class: u16, table: &mut Table) -> Option<(u32, u32)> {
+        let slot = space.take(class, table).map(|vacant| vacant.slot());
+        space.check();
+        slot.map(|slot| (slot.segment().0, slot.index()))
+    }
+
+    fn free(space: &mut DramSpace, segment: u32, index: u32) {
+        space.release(Vacant::new(SlotId::new(SegmentId(segment), index)));
+        space.check();
+    }
+
+    #[test]
+    fn a_class_is_a_tenant_and_a_size_and_there_are_so_many() {
+        let mut space = DramSpace::new(1, 3);
+        let asked = [(1, 8192), (1, 12288), (2, 8192), (1, 8192), (2, 12288)];
+        let found = asked.map(|(tenant, bytes)| space.class_for(TenantId(tenant), bytes));
+        assert_eq!(found, [Some(0), Some(1), Some(2), Some(0), None]);
+        assert_eq!(
+            (space.classes().count(), space.class(2).tenant, space.class(1).slot_bytes),
+            (3, TenantId(2), 12288)
+        );
+    }
+
+    #[test]
+    fn slots_come_from_few_segments_and_segments_one_by_one() {
+        let (mut space, mut table) = (DramSpace::new(2, 4), Table::default());
+        let class = space.class_for(TenantId(1), SLOT).unwrap();
+        assert_eq!((space.segment_count(), space.unassigned(), space.has_segment(class)), (2, 2, false));
+        let given: Vec<_> = (0..5).map(|_| take(&mut space, class, &mut table).unwrap()).collect();
+        assert_eq!(given, [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]);
+        assert_eq!(table.assigned, [(0, 1, SLOT), (1, 1, SLOT)]);
+        assert_eq!((space.unassigned(), space.has_segment(class), space.used()), (0, true, (5, 5 * u64::from(SLOT))));
+        free(&mut space, 0, 2);
+        assert_eq!(take(&mut space, class, &mut table), Some((0, 2)), "before the emptier segment");
+        assert!(space.has(SlotId::new(SegmentId(1), 3)) && !space.has(SlotId::new(SegmentId(1), 4)));
+        assert!(!space.has(SlotId::new(SegmentId(2), 0)));
+        assert_eq!((0..3).filter_map(|_| take(&mut space, class, &mut table)).count(), 3);
+        assert_eq!(take(&mut space, class, &mut table), None);
+    }
+
+    #[test]
+    fn an_empty_segment_goes_to_who_needs_one_and_is_scrubbed_between_tenants() {
+        let (mut space, mut table) = (DramSpace::new(2, 4), Table::default());
+        let [one, two, other] = [(1, SLOT), (1, 2 * SLOT), (2, SLOT)]
+            .map(|(tenant, bytes)| space.class_for(TenantId(tenant), bytes).unwrap());
+        assert_eq!(take(&mut space, one, &mut table), Some((0, 0)));
+        assert_eq!(take(&mut space, other, &mut table), Some((1, 0)));
+        free(&mut space, 0, 0);
+        free(&mut space, 1, 0);
+        assert_eq!(take(&mut space, two, &mut table), Some((0, 0)), "its tenant's own rather than the other's");
+        assert_eq!(take(&mut space, one, &mut table), Some((1, 0)));
+        assert_eq!(table.scrubbed, [1]);
+        assert_eq!(table.assigned[2..], [(0, 1, 2 * SLOT), (1, 1, SLOT)]);
+        assert_eq!((space.class_of(SlotId::new(SegmentId(0), 0)), take(&mut space, other, &mut table)), (two, None));
+    }
+
+    #[test]
+    fn a_segment_that_is_emptied_gets_nothing_new() {
+        let (mut space, mut table) = (DramSpace::new(1, 4), Table::default());
+        let [one, two] = [SLOT, 2 * SLOT].map(|bytes| space.class_for(TenantId(1), bytes).unwrap());
+        (0..3).for_each(|_| assert!(take(&mut space, one, &mut table).is_some()));
+        space.drain(SegmentId(0));
+        space.check();
+        assert_eq!((space.draining(), take(&mut space, one, &mut table)), (Some(SegmentId(0)), None));
+        free(&mut space, 0, 0);
+        assert_eq!(take(&mut space, one, &mut table), None);
+        space.stop_draining();
+        space.check();
+        assert_eq!(
+            (space.draining(), take(&mut space, one, &mut table)),
+            (None, Some((0, 0))),
+            "someone holds on to it"
+        );
+        space.drain(SegmentId(0));
+        (0..3).for_each(|index| free(&mut space, 0, index));
+        assert_eq!(space.draining(), None, "it is empty");
+        assert_eq!(take(&mut space, two, &mut table), Some((0, 0)));
+    }
+
+    #[test]
+    fn without_memory_what_is_there_must_do_until_somebody_says_otherwise() {
+        let (mut space, mut table) = (DramSpace::new(3, 4), Table { barren: true, ..Table::default() });
+        let [one, two] = [SLOT, 2 * SLOT].map(|bytes| space.class_for(TenantId(1), bytes).unwrap());
+        let foreign = space.class_for(TenantId(2), SLOT).unwrap();
+        assert_eq!((take(&mut space, one, &mut table), space.is_barren(), space.unassigned()), (None, true, 3));
+        assert_eq!(take(&mut space, one, &mut table), None);
+        assert_eq!(table.assigned.len(), 1, "it is not asked for again and again");
+        table.barren = false;
+        space.try_again();
+        assert_eq!((take(&mut space, one, &mut table), space.is_barren()), (Some((0, 0)), false));
+        free(&mut space, 0, 0);
+        table.barren = true;
+        assert_eq!(take(&mut space, foreign, &mut table), None);
+        assert_eq!(take(&mut space, foreign, &mut table), None, "a scrub would need new memory");
+        table.barren = false;
+        assert_eq!(take(&mut space, two, &mut table), Some((0, 0)), "a segment that is empty has some");
+    }
+
+    #[test]
+    fn a_segment_that_lost_its_bytes_is_made_anew_when_it_is_empty() {
+        let (mut space, mut table) = (DramSpace::new(2, 4), Table::default());
+        let class = space.class_for(TenantId(1), SLOT).unwrap();
+        assert!(!space.lose(SegmentId(0)) && !space.lose(SegmentId(9)), "nothing was there");
+        (0..2).for_each(|_| assert!(take(&mut space, class, &mut table).is_some()));
+        assert!(space.lose(SegmentId(0)) && space.is_lost(SegmentId(0)));
+        assert!(!space.lose(SegmentId(0)), "that is no news");
+        space.check();
+        assert_eq!(take(&mut space, class, &mut table), Some((1, 0)));
+        free(&mut space, 0, 0);
+        assert!(space.is_lost(SegmentId(0)));
+        free(&mut space, 0, 1);
+        assert_eq!((space.is_lost(SegmentId(0)), space.unassigned(), space.slots_of(SegmentId(0))), (false, 1, 0));
+        free(&mut space, 1, 0);
+        assert!(!space.lose(SegmentId(1)), "an empty one is made anew at once");
+        space.check();
+        assert_eq!((space.unassigned(), space.used()), (2, (0, 0)));
+    }
+
+    #[test]
+    fn what_an_earlier_epoch_left_is_adopted_and_the_rest_is_free() {
+        let (mut space, mut table) = (DramSpace::new(2, 1), Table::default());
+        assert!(space.adopt(SegmentId(1), TenantId(1), SLOT));
+        assert!(!space.adopt(SegmentId(1), TenantId(1), SLOT), "twice");
+        assert!(!space.adopt(SegmentId(2), TenantId(1), SLOT), "not there");
+        assert!(!space.adopt(SegmentId(0), TenantId(2), SLOT), "a class too many");
+        let slot = |index| SlotId::new(SegmentId(1), index);
+        space.set_node(slot(1), NodeId(5));
+        space.set_detached(slot(2));
+        space.adopted();
+        space.check();
+        assert_eq!((space.get(slot(1)), space.get(slot(2))), (Use::Node(NodeId(5)), Use::Detached));
+        let given: Vec<_> = (0..3).map(|_| take(&mut space, 0, &mut table).unwrap()).collect();
+        assert_eq!(given, [(1, 0), (1, 3), (0, 0)]);
+    }
+}

@@ -124,3 +124,41 @@ impl Extent {
         assert!(self.free == 0 || at == FREE_END, "the free list ends");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_is_given_away_once_and_again_when_it_is_free() {
+        let mut extent = Extent::default();
+        assert_eq!((extent.slots(), extent.take()), (0, None));
+        extent.format(16 << 20);
+        assert_eq!((extent.slot_bytes(), extent.slots(), extent.free_slots()), (16 << 20, 4, 4));
+        let taken: Vec<_> = std::iter::from_fn(|| extent.take()).collect();
+        assert_eq!(taken, [0, 1, 2, 3]);
+        assert!(taken.iter().all(|index| extent.get(*index) == Use::Detached));
+        extent.set_node(2, NodeId(7));
+        assert_eq!((extent.get(2), extent.free_slots()), (Use::Node(NodeId(7)), 0));
+        extent.free(3);
+        extent.free(1);
+        assert_eq!((extent.get(1), extent.free_slots()), (Use::Free, 2));
+        extent.check();
+        assert_eq!([extent.take(), extent.take(), extent.take()], [Some(1), Some(3), None]);
+        extent.set_detached(2);
+        (0..4).for_each(|index| extent.free(index));
+        extent.check();
+        extent.clear();
+        assert_eq!(extent.slots(), 0);
+    }
+
+    #[test]
+    fn of_what_an_earlier_epoch_left_nothing_is_free_before_it_is_looked_at() {
+        let mut extent = Extent::default();
+        extent.adopt(32 << 20);
+        assert_eq!((extent.get(0), extent.get(1), extent.take()), (Use::Unseen, Use::Unseen, None));
+        extent.set_node(1, NodeId(0));
+        extent.free(0);
+        assert_eq!((extent.get(1), extent.take(), extent.take()), (Use::Node(NodeId(0)), Some(0), None));
+    }
+}

@@ -375,3 +375,148 @@ impl NvmeSpace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOT: u32 = 16 << 20;
+
+    /// Devices of 2 and 3 zones, all formatted for one class.
+    fn space() -> (NvmeSpace, u16) {
+        let mut space = NvmeSpace::new([2, 3].into_iter(), 2);
+        let class = space.class_for(SLOT).unwrap();
+        // Each device formats one at a time.
+        for zones in [2, 2, 1] {
+            let taken: Vec<_> = (0..zones).map(|_| space.take_zone(class).unwrap()).collect();
+            taken.into_iter().for_each(|(device, _)| space.formatted(device, true));
+        }
+        space.check();
+        (space, class)
+    }
+
+    /// What a spill does to a slot, without the spill.
+    fn fill(space: &mut NvmeSpace, class: u16) -> NvmeSlot {
+        let slot = space.take(class, 1).unwrap();
+        space.set_node(slot, NodeId(0));
+        slot
+    }
+
+    #[test]
+    fn sizes_are_classes_and_there_are_so_many() {
+        let mut space = NvmeSpace::new([1].into_iter(), 2);
+        assert_eq!([8192, 12288, 8192, 12288].map(|bytes| space.class_for(bytes)), [0, 1, 0, 1].map(Some));
+        assert_eq!((space.class_for(16384), space.class(1).slot_bytes, space.classes().count()), (None, 12288, 2));
+    }
+
+    #[test]
+    fn zones_are_formatted_one_at_a_time_where_most_is_free() {
+        let mut space = NvmeSpace::new([2, 3].into_iter(), 2);
+        let class = space.class_for(SLOT).unwrap();
+        assert_eq!(space.take(class, 9), None, "no zone is cut for it");
+        let [few, more] = [DeviceId(0), DeviceId(1)];
+        assert_eq!(space.take_zone(class), Some((more, ZoneId(0))));
+        assert_eq!(space.take_zone(class), Some((few, ZoneId(0))));
+        assert_eq!(space.take_zone(class), None, "each formats one");
+        space.check();
+        space.formatted(few, false);
+        space.formatted(more, true);
+        space.check();
+        assert_eq!((space.device(few).slots_of(0), space.device(more).slots_of(0)), (0, 4));
+        assert_eq!(
+            space.take_zone(class).map(|(_, zone)| zone),
+            Some(ZoneId(1)),
+            "a zone that failed is tried again later"
+        );
+        assert!(!space.device(few).has_open(class) && space.device(more).has_open(class));
+        assert_eq!(space.take(class, 9).map(|slot| (slot.device(), slot.index())), Some((more, 0)));
+    }
+
+    #[test]
+    fn a_slot_comes_from_the_device_with_the_least_to_do() {
+        let (mut space, class) = space();
+        assert_eq!(space.take(class, 2).unwrap().device(), DeviceId(1), "it has more space");
+        space.device_mut(DeviceId(1)).spilling = 1;
+        assert_eq!(space.take(class, 2).unwrap().device(), DeviceId(0));
+        space.device_mut(DeviceId(0)).spilling = 2;
+        assert_eq!(space.take(class, 2).unwrap().device(), DeviceId(1));
+        space.device_mut(DeviceId(1)).spilling = 2;
+        assert_eq!(space.take(class, 2), None, "both have enough to do");
+    }
+
+    #[test]
+    fn a_slot_is_given_away_again_when_nobody_reads_it_and_its_entry_is_gone() {
+        let (mut space, class) = space();
+        let all: Vec<_> = (0..20).map(|_| fill(&mut space, class)).collect();
+        assert_eq!((space.take(class, 1), space.device(DeviceId(0)).has_open(class)), (None, false));
+        let slot = all[3];
+        let queued = |space: &NvmeSpace| space.device(slot.device()).queued_vacates();
+        space.add_reader(slot);
+        space.add_reader(slot);
+        space.detach(slot);
+        space.remove_reader(slot);
+        assert_eq!((queued(&space), space.reading(slot)), (0, true), "one reads it still");
+        space.remove_reader(slot);
+        assert_eq!((queued(&space), space.reading(slot)), (1, false));
+        assert_eq!(space.device_mut(slot.device()).next_vacate(), Some(slot.raw()));
+        space.device_mut(slot.device()).vacate_again(slot.raw());
+        assert_eq!((queued(&space), space.take(class, 1)), (1, None));
+        assert_eq!(space.device_mut(slot.device()).next_vacate(), Some(slot.raw()));
+        space.release(slot);
+        space.check();
+        assert_eq!(space.take(class, 1), Some(slot));
+        // One that is read and stays is not vacated.
+        space.add_reader(all[4]);
+        space.remove_reader(all[4]);
+        assert!(space.ids().all(|device| space.device(device).queued_vacates() == 0));
+    }
+
+    #[test]
+    fn a_zone_that_is_emptied_gets_nothing_new_and_goes_to_another_size() {
+        let (mut space, class) = space();
+        let other = space.class_for(32 << 20).unwrap();
+        let all: Vec<_> = (0..20).map(|_| fill(&mut space, class)).collect();
+        assert_eq!(space.take_zone(other), None, "all are in use");
+        let zone: Vec<_> = all.iter().copied().filter(|slot| slot.device().0 == 0 && slot.zone().0 == 1).collect();
+        let free = |space: &mut NvmeSpace, slot: NvmeSlot| {
+            space.detach(slot);
+            space.device_mut(slot.device()).next_vacate().unwrap();
+            space.release(slot);
+            space.check();
+        };
+        space.drain(zone[0]);
+        free(&mut space, zone[0]);
+        assert_eq!((space.take(class, 1), space.device(DeviceId(0)).draining), (None, Some(1)));
+        space.stop_draining(DeviceId(0));
+        space.check();
+        assert_eq!(space.take(class, 1), Some(zone[0]), "someone holds on to it");
+        space.set_node(zone[0], NodeId(0));
+        space.drain(zone[0]);
+        zone.iter().for_each(|slot| free(&mut space, *slot));
+        assert_eq!(space.device(DeviceId(0)).draining, None, "it is empty");
+        assert!(space.device(DeviceId(0)).has_zone());
+        assert_eq!(space.take_zone(other), Some((DeviceId(0), ZoneId(1))));
+        space.formatted(DeviceId(0), true);
+        space.check();
+        assert_eq!((space.take(class, 1), space.device(DeviceId(0)).slots_of(1)), (None, 2));
+        assert_eq!(space.take(other, 1).map(|slot| (slot.zone(), space.class_of(slot))), Some((ZoneId(1), other)));
+    }
+
+    #[test]
+    fn what_an_earlier_epoch_left_is_adopted_and_the_rest_is_free() {
+        let mut space = NvmeSpace::new([2].into_iter(), 1);
+        let slot = |zone, index| NvmeSlot::new(DeviceId(0), ZoneId(zone), index);
+        assert!(space.adopt(DeviceId(0), ZoneId(1), SLOT));
+        assert!(!space.adopt(DeviceId(0), ZoneId(1), SLOT), "twice");
+        assert!(!space.adopt(DeviceId(0), ZoneId(2), SLOT) && !space.adopt(DeviceId(1), ZoneId(0), SLOT), "not there");
+        assert!(!space.adopt(DeviceId(0), ZoneId(0), 2 * SLOT), "a class too many");
+        assert!(space.has(slot(1, 3)) && !space.has(slot(1, 4)) && !space.has(slot(0, 0)) && !space.has(slot(9, 0)));
+        assert_eq!(space.get(slot(1, 1)), Use::Unseen);
+        space.set_node(slot(1, 1), NodeId(5));
+        space.adopted();
+        space.check();
+        let given: Vec<_> = std::iter::from_fn(|| space.take(0, 1)).collect();
+        assert_eq!(given, [slot(1, 0), slot(1, 2), slot(1, 3)]);
+        assert_eq!(space.get(slot(1, 1)), Use::Node(NodeId(5)));
+    }
+}

@@ -3,8 +3,10 @@
 mod chains;
 mod common;
 mod holders;
+mod limits;
 mod random;
 mod remote;
+mod reports;
 mod restart;
 mod tiers;
 mod turns;

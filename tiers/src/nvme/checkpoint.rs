@@ -246,3 +246,56 @@ pub(super) struct Tables<'a> {
     /// What seeds the entries of a slot's zone, if that is formatted.
     pub(super) seed_of: &'a dyn Fn(Slot) -> Option<u64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvd_nixl::sys::{Memory, Region};
+
+    use super::*;
+    use crate::ids::{SEGMENT_BYTES, ZoneId};
+
+    #[test]
+    fn neighbours_are_read_and_written_together() {
+        let memory: Arc<dyn Memory> = Arc::new(Region::new(JOBS * RUN_BYTES).unwrap());
+        let geometry = Geometry::new(SEGMENT_BYTES, 4, 8).unwrap();
+        let table = geometry.table_at(ZoneId(2));
+        let in_sector = (SECTOR_BYTES / ENTRY_BYTES) as u32;
+        let longest = (RUN_BYTES / SECTOR_BYTES) as u32;
+        // (sectors of slots that changed, stretches as (first sector, sectors))
+        let cases = [
+            (vec![5], vec![(5, 1)]),
+            (vec![0, 1, 2], vec![(0, 3)]),
+            (vec![0, 2, 4], vec![(0, 5)]),
+            (vec![0, 3, 4], vec![(0, 1), (3, 2)]),
+            ((7..7 + longest + 2).collect(), vec![(7, longest), (7 + longest, 2)]),
+        ];
+        for (sectors, expected) in cases {
+            let mut checkpoint = Checkpoint::new(100, MemoryExtent::whole(Arc::clone(&memory)));
+            // The first and the last slot of each sector.
+            let slots = sectors.iter().flat_map(|sector| [sector * in_sector, (sector + 1) * in_sector - 1]);
+            checkpoint.slots = slots.map(|index| Slot::of(ZoneId(2), index).number()).collect();
+            let mut found = Vec::new();
+            while checkpoint.next < checkpoint.slots.len() {
+                let (job, next) = checkpoint.run(&geometry);
+                assert_eq!((job.step, job.slots), (Step::Reading, (checkpoint.next, next)));
+                let (at, len) = ((job.offset - table) as usize, job.len);
+                assert!(at % SECTOR_BYTES == 0 && len % SECTOR_BYTES == 0);
+                found.push(((at / SECTOR_BYTES) as u32, (len / SECTOR_BYTES) as u32));
+                checkpoint.next = next;
+            }
+            assert_eq!(found, expected, "sectors {sectors:?}");
+        }
+    }
+
+    #[test]
+    fn each_job_has_memory_of_its_own() {
+        let memory: Arc<dyn Memory> = Arc::new(Region::new(JOBS * RUN_BYTES).unwrap());
+        let checkpoint = Checkpoint::new(100, MemoryExtent::whole(memory));
+        for index in 0..JOBS {
+            let buffer = checkpoint.buffer(index, RUN_BYTES);
+            assert_eq!((buffer.offset(), buffer.len()), (index * RUN_BYTES, RUN_BYTES));
+        }
+    }
+}

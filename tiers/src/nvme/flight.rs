@@ -87,3 +87,19 @@ impl<I: Io> Flights<I> {
         self.io.poll(done);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_says_what_it_was_made_for() {
+        let kinds = [Purpose::Record, Purpose::Page, Purpose::Table, Purpose::Header, Purpose::Probe];
+        for index in [0, 1, 255, 256, 70_000] {
+            for purpose in kinds.map(|kind| kind(index)) {
+                assert_eq!(Purpose::of(purpose.tag()), purpose);
+            }
+        }
+        assert_eq!(Purpose::of(Purpose::Sync.tag()), Purpose::Sync);
+    }
+}

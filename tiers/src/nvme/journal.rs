@@ -231,3 +231,144 @@ pub(super) fn remember(pending: &mut HashMap<u32, EntryBytes>, entry: &EntryByte
         *kept = *entry;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kvd_nixl::sys::{Memory, Region};
+
+    use super::super::entry::sample;
+    use super::*;
+    use crate::ids::ZoneId;
+
+    /// A ring of two halves of four pages.
+    fn journal() -> Journal {
+        let memory: Arc<dyn Memory> = Arc::new(Region::new(PAGES_IN_FLIGHT * SECTOR_BYTES).unwrap());
+        let geometry = Geometry::new(1 << 20, 2, 8).unwrap();
+        Journal::new(Uuid::new([5; 16]), geometry, 1 << 32, Default::default(), MemoryExtent::whole(memory))
+    }
+
+    fn push(journal: &mut Journal, count: usize, now: Time) {
+        for task in 0..count {
+            let slot = Slot::of(ZoneId(0), task as u32);
+            journal.push(Waiting { slot, resident: Some(sample(slot)), seed: 1, task }, now);
+        }
+    }
+
+    fn at(micros: u64) -> Time {
+        Time::ZERO + Duration::from_micros(micros)
+    }
+
+    /// Fills the next page and lands it.
+    fn fill(journal: &mut Journal) {
+        push(journal, PAGE_ENTRIES, at(0));
+        let page = journal.next_page(at(0), false).unwrap().page;
+        assert_eq!(journal.ended(page, true).len(), PAGE_ENTRIES);
+    }
+
+    #[test]
+    fn entries_gather_for_a_page_or_a_millisecond() {
+        let mut journal = journal();
+        assert!(journal.is_idle() && journal.due_at().is_none() && journal.next_page(at(9), true).is_none());
+        push(&mut journal, 1, at(10));
+        push(&mut journal, 1, at(500));
+        assert_eq!((journal.is_idle(), journal.due_at()), (false, Some(at(1010))));
+        assert!(journal.next_page(at(1009), false).is_none());
+        let first = journal.next_page(at(1010), false).unwrap();
+        assert!(!journal.is_idle() && journal.due_at().is_none());
+        assert_eq!(first.offset, journal.geometry.page_at(1 << 32));
+        assert_eq!(journal.ended(first.page, true).len(), 2);
+        assert!(journal.is_idle());
+        push(&mut journal, 1, at(2000));
+        assert!(journal.next_page(at(2000), false).is_none());
+        assert!(journal.next_page(at(2000), true).is_some(), "somebody waits for it");
+        push(&mut journal, PAGE_ENTRIES + 1, at(3000));
+        let full = journal.next_page(at(3000), false).unwrap();
+        assert_eq!(full.offset, journal.geometry.page_at((1 << 32) + 2));
+        assert_eq!(journal.ended(full.page, true).len(), PAGE_ENTRIES);
+        assert!(journal.next_page(at(3999), false).is_none(), "what is left gathers anew");
+        assert!(journal.next_page(at(4000), false).is_some());
+    }
+
+    #[test]
+    fn few_pages_are_under_way_at_a_time() {
+        let mut journal = journal();
+        push(&mut journal, 5 * PAGE_ENTRIES, at(0));
+        let pages: Vec<_> = (0..4).map(|_| journal.next_page(at(0), false).unwrap().page).collect();
+        assert_eq!(pages, [0, 1, 2, 3]);
+        assert!(journal.next_page(at(0), true).is_none());
+        assert_eq!(journal.due_at(), None, "it waits for one of them");
+        journal.ended(2, true);
+        assert_eq!(journal.next_page(at(0), false).unwrap().page, 2);
+    }
+
+    #[test]
+    fn a_half_is_used_again_when_the_table_has_it() {
+        let mut journal = journal();
+        for _ in 0..3 {
+            fill(&mut journal);
+        }
+        assert_eq!(journal.full_half(), None, "pages are still appended to it");
+        push(&mut journal, PAGE_ENTRIES, at(0));
+        let last = journal.next_page(at(0), false).unwrap().page;
+        assert_eq!(journal.full_half(), None, "one of its pages is under way");
+        journal.ended(last, true);
+        assert_eq!(journal.full_half(), Some(0));
+        assert_eq!((journal.pending(0).len(), journal.pending(1).len()), (PAGE_ENTRIES, 0));
+        assert!(
+            journal.pending(0).values().all(|entry| sequence_of(entry) == (1 << 32) + 3),
+            "the newest of each slot"
+        );
+        for _ in 0..4 {
+            fill(&mut journal);
+        }
+        assert!(!journal.is_stalled(), "nothing waits");
+        push(&mut journal, 1, at(0));
+        assert!(journal.is_stalled() && journal.due_at().is_none());
+        assert!(journal.next_page(at(9000), true).is_none());
+        journal.cleaned(0);
+        assert!(!journal.is_stalled() && journal.pending(0).is_empty() && journal.full_half() == Some(1));
+        assert_eq!(journal.next_page(at(9000), false).unwrap().offset, journal.geometry.page_at(2 << 32));
+        assert_eq!(journal.next(), (1 << 32) + 9);
+    }
+
+    #[test]
+    fn what_did_not_land_is_not_for_the_table_and_what_waits_can_be_taken_back() {
+        let mut journal = journal();
+        push(&mut journal, 3, at(0));
+        let page = journal.next_page(at(0), true).unwrap().page;
+        assert_eq!(journal.ended(page, false), [0, 1, 2], "they are told all the same");
+        assert!(journal.pending(0).is_empty());
+        push(&mut journal, 2, at(0));
+        let taken: Vec<_> = std::iter::from_fn(|| journal.give_up()).map(|waiting| waiting.task).collect();
+        assert_eq!((taken, journal.is_idle()), (vec![0, 1], true));
+    }
+
+    #[test]
+    fn what_an_earlier_run_left_is_brought_to_the_table_first() {
+        let slot = Slot::of(ZoneId(1), 2);
+        let entry = Entry { sequence: 9, slot, resident: None }.encode(1);
+        let left = HashMap::from([(slot.number(), entry)]);
+        let Journal { geometry, uuid, buffers, .. } = journal();
+        let mut journal = Journal::new(uuid, geometry, 1 << 32, [HashMap::new(), left], buffers);
+        assert_eq!(journal.full_half(), Some(1));
+        (0..4).for_each(|_| fill(&mut journal));
+        push(&mut journal, 1, at(0));
+        assert!(journal.is_stalled(), "the other half has no room before");
+        assert_eq!(half_entries_max(&geometry), 4 * PAGE_ENTRIES);
+    }
+
+    #[test]
+    fn the_newest_entry_of_a_slot_is_remembered_whatever_comes_last() {
+        let slot = Slot::of(ZoneId(1), 2);
+        let entry = |sequence, resident| Entry { sequence, slot, resident }.encode(1);
+        let mut pending = HashMap::new();
+        remember(&mut pending, &entry(7, None));
+        remember(&mut pending, &entry(6, Some(sample(slot))));
+        assert_eq!(pending[&slot.number()], entry(7, None));
+        remember(&mut pending, &entry(7, Some(sample(slot))));
+        assert_eq!(pending[&slot.number()], entry(7, Some(sample(slot))), "of one page the later");
+        assert_eq!(pending.len(), 1);
+    }
+}

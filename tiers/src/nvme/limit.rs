@@ -60,4 +60,17 @@ mod tests {
         open.take(u64::MAX, now);
         assert_eq!(open.free_at(), Time::ZERO);
     }
+
+    #[test]
+    fn a_pause_is_worth_twenty_milliseconds() {
+        let at = |millis: u64| Time::ZERO + Duration::from_millis(millis);
+        let mut limit = Limit::new(Some(1 << 20));
+        limit.take(1 << 20, at(5000));
+        assert_eq!(limit.free_at(), at(5980));
+        // What is owed is not forgotten.
+        limit.take(1 << 19, at(5100));
+        assert_eq!(limit.free_at(), at(6480));
+        limit.take(1 << 18, at(6490));
+        assert_eq!(limit.free_at(), at(6730));
+    }
 }

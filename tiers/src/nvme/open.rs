@@ -181,3 +181,40 @@ fn build<I: Io>(
         scrub: MemoryExtent::whole(scrub),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(bytes: u64) -> OpenOptions {
+        let geometry = Geometry::new(1 << 20, 2, 8).unwrap();
+        OpenOptions { bytes, geometry, uuid: Uuid::new([1; 16]), epoch: Epoch::new(5) }
+    }
+
+    #[test]
+    fn a_fresh_device_fits_in_its_file() {
+        let end = open(0).geometry.end();
+        let made = first(&open(end)).unwrap();
+        assert_eq!((made.serial, made.epoch, made.sequence_floor), (1, Epoch::new(5), SEQUENCE_STEP));
+        assert!(matches!(first(&open(end - 1)), Err(OpenError::Truncated { wanted, .. }) if wanted == end));
+    }
+
+    #[test]
+    fn a_successor_is_newer_in_everything() {
+        let before = Superblock { serial: 8, epoch: Epoch::new(3), ..first(&open(1 << 30)).unwrap() };
+        let known = |sequence, epoch| Known {
+            superblock: Superblock { epoch: Epoch::new(epoch), ..before },
+            zones: Zones::new(before.uuid, before.geometry),
+            pending: Default::default(),
+            sequence,
+            records: 0,
+            pages_damaged: 0,
+            sectors_unreadable: 0,
+        };
+        let after = successor(&known(SEQUENCE_STEP, 3), &open(1 << 30));
+        assert_eq!((after.uuid, after.geometry, after.serial), (before.uuid, before.geometry, 9));
+        assert_eq!((after.epoch, after.sequence_floor), (Epoch::new(5), 2 * SEQUENCE_STEP), "the daemon's epoch");
+        let after = successor(&known(3 * SEQUENCE_STEP - 1, 7), &open(1 << 30));
+        assert_eq!((after.epoch, after.sequence_floor), (Epoch::new(8), 3 * SEQUENCE_STEP), "its own");
+    }
+}

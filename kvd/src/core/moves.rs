@@ -67,6 +67,7 @@ impl Core {
             }
         }
         if drained && !self.wanted.is_empty() {
+            any = true;
             // All at once: those that lie side by side are one request.
             let wanted = std::mem::take(&mut self.wanted);
             let ids: Vec<MoveId> = wanted.iter().map(|record| record.id).collect();
@@ -193,14 +194,14 @@ impl Core {
         }
     }
 
-    /// Passes on what loads have come to; whether there was anything.
+    /// Passes on what loads have come to; whether one of them ended.
     pub(super) fn pass_on_replies(&mut self) -> bool {
-        let mut any = false;
+        let mut ended = false;
         while let Some(reply) = self.ladder.poll_reply() {
-            any = true;
+            ended |= reply.end.is_some();
             self.pass_on(&reply);
         }
-        any
+        ended
     }
 
     fn pass_on(&mut self, reply: &Reply) {

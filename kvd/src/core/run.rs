@@ -13,9 +13,9 @@ use crate::session::Control;
 
 /// Requests of one client in one turn: enough to be efficient, few enough that nobody waits long behind a busy client.
 const REQUESTS_PER_TURN: u32 = RING_ENTRIES / 16;
-/// How long to look for more after the last request. A wake-up costs a sleeper up to 60 us on an idle core, so an engine that
-/// asks in bursts finds us awake; an idle daemon costs nothing. Not after a move that ended: the next one may be a while away,
-/// and with 4000 records a second from a store that was a fifth of a core.
+/// How long to look for more after the last request or its last answer. A wake-up costs a sleeper up to 60 us on an idle core, so
+/// an engine that asks in bursts finds us awake; an idle daemon costs nothing. Not after a move that ended: the next one may be a
+/// while away, and with 4000 records a second from a store that was a fifth of a core.
 const SPIN: Duration = Duration::from_micros(50);
 /// The longest sleep: the heart beats at least this often.
 const SLEEP_MAX: Duration = Duration::from_millis(100);
@@ -31,7 +31,7 @@ enum Turn {
     Idle,
     /// Moves went on.
     Moved,
-    /// Somebody asked for something.
+    /// Somebody asked for something, or was given the last of what was asked for.
     Asked,
 }
 
@@ -52,6 +52,8 @@ impl Core {
                 Turn::Asked => last_asked = now,
                 Turn::Moved => {}
                 Turn::Idle if now.since(last_asked) < SPIN => std::hint::spin_loop(),
+                // Bounded work that goes on with the next tick.
+                Turn::Idle if self.ladder.poll_timeout().is_some_and(|due| due <= now) => {}
                 Turn::Idle => {
                     self.refresh_gauges();
                     self.sleep(now)?;
@@ -65,8 +67,8 @@ impl Core {
         self.counters.heartbeat.add(1);
         self.counters.heartbeat_nanos.set(now.as_nanos());
         let mut moved = self.take_outcomes(now);
-        moved |= self.take_events(now);
-        let mut asked = self.serve_calls(now);
+        let mut asked = self.take_events(now);
+        asked |= self.serve_calls(now);
         asked |= self.serve_commands(now);
         asked |= self.serve_rings();
         let now = clock::now();
@@ -78,7 +80,7 @@ impl Core {
             self.drain_left = self.dram_only();
         }
         moved |= self.hand_out_moves(now);
-        moved |= self.pass_on_replies();
+        asked |= self.pass_on_replies();
         self.deliver();
         match (asked, moved) {
             (true, _) => Turn::Asked,

@@ -17,7 +17,7 @@ use super::tier::{Shared, Wanted};
 /// Requests for one run, each for what the one before it did not bring.
 const ATTEMPTS_MAX: u32 = 3;
 
-/// Small records are answered together, a mebibyte of them or what came in a millisecond: each answer wakes the core and an
+/// Small records are answered together, a mebibyte of them or what came in a millisecond or two: each answer wakes the core and an
 /// engine, which for records of 256 KiB cost as much as checking and storing them.
 const ANSWER_BYTES: u64 = 1 << 20;
 const ANSWER_PATIENCE: Duration = Duration::from_millis(1);
@@ -64,17 +64,7 @@ struct Run {
 pub(super) async fn read(shared: Arc<Shared>, records: Vec<Wanted>) {
     let Some(number) = records.first().map(|first| first.from.pack) else { return };
     let name = shared.catalog.pack_numbered(number);
-    let mut run = Run {
-        shared: shared.clone(),
-        records,
-        started: Instant::now(),
-        done: 0,
-        answers: Vec::new(),
-        answers_since: Instant::now(),
-        answers_bytes: 0,
-        arrival: None,
-        rest: Outcome::Missing,
-    };
+    let mut run = Run::new(shared.clone(), records);
     let Some(name) = name else { return };
     run.rest = Outcome::Failed(DeviceFault::Io);
     let deadline = Instant::now() + shared.options.request_timeout;
@@ -113,6 +103,20 @@ enum Wrong {
 }
 
 impl Run {
+    fn new(shared: Arc<Shared>, records: Vec<Wanted>) -> Run {
+        Run {
+            shared,
+            records,
+            started: Instant::now(),
+            done: 0,
+            answers: Vec::new(),
+            answers_since: Instant::now(),
+            answers_bytes: 0,
+            arrival: None,
+            rest: Outcome::Missing,
+        }
+    }
+
     fn range(&self) -> Range<u64> {
         let place = |at: usize| self.records[at].from;
         let last = place(self.records.len() - 1);
@@ -122,6 +126,7 @@ impl Run {
     /// Asks for what is not there yet, and takes what comes.
     async fn attempt(&mut self, name: PackName, deadline: Instant) -> Result<(), Fault> {
         self.arrival = None;
+        self.tell();
         self.shared.counters().runs.add(1);
         let mut body = self.shared.store.get_range(&pack_path(name), self.range(), deadline).await?;
         while let Some(chunk) = self.next_chunk(&mut body).await {
@@ -214,3 +219,6 @@ impl Drop for Run {
         self.tell();
     }
 }
+
+#[cfg(test)]
+mod tests;

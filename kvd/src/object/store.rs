@@ -22,6 +22,7 @@
 use std::fmt;
 use std::hash::BuildHasher;
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -118,8 +119,9 @@ struct Inner {
     prefix: Path,
     writable: bool,
     silence: Duration,
-    requests_max: usize,
     places: Arc<Semaphore>,
+    /// Reads under way.
+    reads: AtomicUsize,
     /// Guards what is decided before and after a request; held for a few instructions, and no other lock is taken under it.
     control: Mutex<Control>,
     counters: Arc<StoreCounters>,
@@ -167,7 +169,6 @@ impl Store {
     pub fn open_with(options: &ObjectOptions, environment: &[(String, String)]) -> Result<Store, StoreError> {
         let prefix = options.url.bucket().map_or("", |bucket| bucket.prefix.as_str());
         let prefix = Path::parse(prefix).map_err(|error| StoreError::Client(error.to_string()))?;
-        let requests_max = options.requests_max.clamp(1, Semaphore::MAX_PERMITS);
         // Seeded by the operating system, through the standard library.
         let seed = std::hash::RandomState::new().hash_one(0u8);
         Ok(Store {
@@ -177,8 +178,8 @@ impl Store {
                 prefix,
                 writable: options.writable,
                 silence: options.request_timeout,
-                requests_max,
-                places: Arc::new(Semaphore::new(requests_max)),
+                places: Arc::new(Semaphore::new(options.requests_max.clamp(1, Semaphore::MAX_PERMITS))),
+                reads: AtomicUsize::new(0),
                 control: Mutex::new(Control {
                     breaker: Breaker::default(),
                     budget: Budget::default(),

@@ -239,11 +239,16 @@ pub(crate) fn start(
     Ok((link, threads))
 }
 
-/// The parts without the threads: what tests of one part need of the others.
+/// The parts without the threads, and what they answer: what tests of one part need of the others.
 #[cfg(test)]
-pub(super) fn without_threads(options: &ObjectOptions, data_dir: &Path, tenant_key: TenantKey) -> Arc<Shared> {
+pub(super) fn without_threads(
+    options: &ObjectOptions,
+    data_dir: &Path,
+    tenant_key: TenantKey,
+) -> (Arc<Shared>, Receiver<(MoveId, Outcome)>) {
+    let (outcomes, answers) = bounded(64);
     let (catalog, _) = Catalog::open(&data_dir.join("catalog"), CatalogOptions::default()).expect("a catalog");
-    Arc::new(Shared {
+    let shared = Arc::new(Shared {
         options: options.clone(),
         store: Store::open(options).expect("a store"),
         catalog: Arc::new(catalog),
@@ -255,8 +260,9 @@ pub(super) fn without_threads(options: &ObjectOptions, data_dir: &Path, tenant_k
         damaged: Damaged::default(),
         stop: Arc::default(),
         counters: Arc::default(),
-        outcomes: bounded(1).0,
+        outcomes,
         events: bounded(1).0,
         doorbell: Arc::new(EventFd::new().expect("a descriptor")),
-    })
+    });
+    (shared, answers)
 }

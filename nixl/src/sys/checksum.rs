@@ -93,7 +93,8 @@ pub(super) enum UnitHasher {
 }
 
 impl UnitHasher {
-    /// For a unit of `len` bytes. `whole_stripes`: every piece will be a multiple of 64 bytes.
+    /// For a unit of `len` bytes. `whole_stripes`: every piece will be a multiple of 64 bytes, but perhaps the last
+    /// one of a unit that is none itself.
     #[inline(always)]
     pub(super) fn new(algorithm: ChecksumAlgorithm, seed: u64, len: usize, whole_stripes: bool) -> Self {
         match algorithm {
@@ -109,7 +110,7 @@ impl UnitHasher {
     ///
     /// # Safety
     /// `from` must be valid for reads and `to`, unless null, for writes of `len` bytes; they must not overlap. `len` must be a
-    /// multiple of 64 if `new` was told so, and all pieces together must not exceed the length given there.
+    /// multiple of 64 if `new` was told so of it, and all pieces together must not exceed the length given there.
     pub(super) unsafe fn take(&mut self, to: *mut u8, from: *const u8, len: usize, stage: &mut Stage) {
         let update: &mut dyn FnMut(&[u8]) = match self {
             Self::Lanes(lanes) => {

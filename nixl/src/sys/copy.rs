@@ -14,7 +14,7 @@ use super::raw;
 pub use runs::{Axis, StridedRun};
 pub use stream::StreamCopy;
 
-/// Why a copy was refused. Nothing was stored then.
+/// Why a copy was refused. Nothing was stored then; of a stream, nothing of the piece that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CopyError {
     /// A range lies outside its memory.
@@ -220,8 +220,8 @@ impl<C: AsMut<[u64]>> Pass<C> {
     /// Takes the next `len` bytes of the record, cut at the ends of units.
     ///
     /// # Safety
-    /// `from` must be readable and `to`, unless null, writable for `len` bytes, and the two apart. All pieces together are the
-    /// record's length, and multiples of 64 bytes if `whole_stripes` was given.
+    /// `from` must be readable and `to`, unless null, writable for `len` bytes, and the two apart. All pieces together are at most
+    /// the record's length, and but for the record's last one multiples of 64 bytes if `whole_stripes` was given.
     unsafe fn take(&mut self, mut to: *mut u8, mut from: *const u8, mut len: usize) {
         while len > 0 {
             // The hasher stays in its place: moving its state would cost as much as hashing a small fragment.

@@ -39,7 +39,8 @@ impl Arrival {
             Some(wanted) if slot.len() == bytes => Stage::Metadata(wanted),
             _ => Stage::Refused(Mismatch::Bounds { wanted: bytes, got: slot.len() }),
         };
-        Self { slot, expect, bytes, came: 0, metadata: Vec::new(), stage }
+        let metadata = Vec::with_capacity(if let Stage::Metadata(wanted) = stage { wanted } else { 0 });
+        Self { slot, expect, bytes, came: 0, metadata, stage }
     }
 
     /// Bytes that are still to come.
@@ -66,13 +67,13 @@ impl Arrival {
             let at = self.came - padding.len();
             // Neither can be: all lengths were compared.
             if !stored || self.slot.write(at, padding).is_err() {
-                self.stage = Stage::Refused(Mismatch::Bounds { wanted: self.bytes, got: self.slot.len() });
+                self.stage = Stage::Refused(self.bounds());
             }
         }
         later
     }
 
-    /// The record's metadata, once all of it has come and every byte is as it was sealed.
+    /// The record's metadata, once all of it has come and every byte but the padding is as it was sealed.
     pub fn finish(&self) -> Result<Sealed<'_>, Mismatch> {
         let cut = Mismatch::Bounds { wanted: self.bytes, got: self.came };
         let found = match &self.stage {
@@ -92,7 +93,6 @@ impl Arrival {
     fn payload(&self, meta_bytes: usize) -> Result<StreamCopy, Mismatch> {
         let sealed = compare(Metadata::decode(&self.metadata)?, &self.expect)?;
         let found = &sealed.metadata;
-        let bounds = |_| Mismatch::Bounds { wanted: self.bytes, got: self.slot.len() };
         // Fewer than there is room for would leave the payload in another place.
         if found.meta_bytes() != meta_bytes {
             return Err(Mismatch::Bounds { wanted: meta_bytes, got: found.meta_bytes() });
@@ -102,8 +102,12 @@ impl Arrival {
             algorithm: found.algorithm,
             seed: checksum_seed(&found.key, &found.shard),
         };
-        let payload = self.slot.part(meta_bytes, found.payload_bytes as usize).map_err(bounds)?;
-        self.slot.write(0, &self.metadata).map_err(bounds)?;
-        StreamCopy::new(payload, &units).map_err(|_| Mismatch::Bounds { wanted: self.bytes, got: self.slot.len() })
+        let payload = self.slot.part(meta_bytes, found.payload_bytes as usize).map_err(|_| self.bounds())?;
+        self.slot.write(0, &self.metadata).map_err(|_| self.bounds())?;
+        StreamCopy::new(payload, &units).map_err(|_| self.bounds())
+    }
+
+    fn bounds(&self) -> Mismatch {
+        Mismatch::Bounds { wanted: self.bytes, got: self.slot.len() }
     }
 }

@@ -39,7 +39,7 @@ impl Pool {
     fn node(&self, number: u8, options: &ObjectOptions) -> Arc<Shared> {
         let data = self.folder.path().join(format!("node-{number}"));
         std::fs::create_dir_all(&data).expect("a folder");
-        without_threads(options, &data, TenantKey::new([1; 32]))
+        without_threads(options, &data, TenantKey::new([1; 32])).0
     }
 
     fn file(&self, path: &str) -> std::path::PathBuf {

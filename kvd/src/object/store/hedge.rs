@@ -2,6 +2,7 @@
 //! is taken (Dean and Barroso, The Tail at Scale, 2013).
 
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, Either, select};
@@ -15,9 +16,9 @@ use super::{Fault, Op, Store};
 const READS_PER_HEDGE: u64 = 50;
 /// Hedges before there were so many reads.
 const HEDGES_FREE: u64 = 4;
-/// Requests under way from which on this node is taken to fill the line, of the 8 reads at a time that the ladder allows: most
-/// of them are slow then because of the others, and a second request would only take from those.
-const BUSY_REQUESTS: usize = 4;
+/// Reads under way from which on this node is taken to fill the line; of whole runs the ladder allows 8. Most are slow then
+/// because of the others, and a second request would only take from those.
+const BUSY_READS: usize = 4;
 /// How much slower than nearly all a read must be while the line is full.
 const BUSY_FACTOR: u32 = 4;
 /// A store that answers at once is not asked again because of this machine's own pauses.
@@ -39,13 +40,12 @@ impl Store {
             return first.await;
         };
         let delay = slow.max(DELAY_MIN);
-        if let Ok(ended) = tokio::time::timeout(delay, &mut first).await {
-            return ended;
-        }
-        if self.is_busy() {
-            let rest = delay.saturating_mul(BUSY_FACTOR - 1);
-            if let Ok(ended) = tokio::time::timeout(rest, &mut first).await {
+        for waited in 1..=BUSY_FACTOR {
+            if let Ok(ended) = tokio::time::timeout(delay, &mut first).await {
                 return ended;
+            }
+            if waited < BUSY_FACTOR && !self.is_busy() {
+                break;
             }
         }
         if !self.may_hedge() {
@@ -73,7 +73,7 @@ impl Store {
     }
 
     fn is_busy(&self) -> bool {
-        self.inner.requests_max - self.inner.places.available_permits() >= BUSY_REQUESTS
+        self.inner.reads.load(Ordering::Relaxed) >= BUSY_READS
     }
 
     fn may_hedge(&self) -> bool {

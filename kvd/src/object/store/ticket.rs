@@ -1,5 +1,6 @@
 //! The right to make one request: a place among those in flight, and the breaker's pass. Dropped, it gives both back.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ impl Ticket {
         let pass = control.breaker.admit(op, begun).ok_or(Fault::Open)?;
         drop(control);
         inner.counters.send(op);
+        // Relaxed, here and below: a number to go by, nothing is read under it.
+        inner.reads.fetch_add(usize::from(op == Op::Get), Ordering::Relaxed);
         Ok(Ticket { inner: Arc::clone(inner), op, begun, pass: Some(pass), _place: place })
     }
 
@@ -74,6 +77,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        self.inner.reads.fetch_sub(usize::from(self.op == Op::Get), Ordering::Relaxed);
         self.tell(Verdict::Unknown);
     }
 }

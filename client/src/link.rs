@@ -132,9 +132,9 @@ impl Link {
             }
             if let Some(place) = state.calls.iter().position(|place| *place == Place::Free) {
                 state.calls[place] = Place::Taken { token: 0, partial: None, last: None };
-                return Ok(Call { link: self, place, op: Op::Release, deadline });
+                return Ok(Call { link: self, place, op: Op::Release, deadline, spin: SPIN });
             }
-            state = self.wait(state, deadline)?;
+            state = self.wait(state, deadline, SPIN)?;
         }
     }
 
@@ -143,7 +143,7 @@ impl Link {
         let mut state = self.lock();
         let place = state.calls.iter().position(|place| *place == Place::Free).filter(|_| !self.is_down())?;
         state.calls[place] = Place::Taken { token: 0, partial: None, last: None };
-        Some(Call { link: self, place, op: Op::Release, deadline })
+        Some(Call { link: self, place, op: Op::Release, deadline, spin: SPIN })
     }
 
     /// Sends a request to whose answer nobody listens.
@@ -236,6 +236,7 @@ impl Link {
         &'a self,
         mut state: MutexGuard<'a, State>,
         deadline: Instant,
+        spin: Duration,
     ) -> Result<MutexGuard<'a, State>, CallError> {
         let now = Instant::now();
         if now >= deadline {
@@ -250,7 +251,7 @@ impl Link {
             return Ok(state);
         };
         drop(state);
-        let first = consumer.spin_then_wait(&self.bell, SPIN, Some(nap));
+        let first = consumer.spin_then_wait(&self.bell, spin, Some(nap));
         let mut state = self.lock();
         if self.hand_out(&mut state, &mut consumer, first).is_err() {
             self.fail();
@@ -317,6 +318,9 @@ pub(crate) struct Call<'a> {
     place: usize,
     op: Op,
     deadline: Instant,
+    /// How long the next wait spins: not after one that was longer than a spin. What comes from a disk or a store mostly takes
+    /// that long again, and a thread that spins in vain takes a core from whoever brings it.
+    spin: Duration,
 }
 
 impl Call<'_> {
@@ -355,7 +359,7 @@ impl Call<'_> {
             match self.link.send(&Request { slab, token, deadline_us: self.deadline_us(), ..request }) {
                 Ok(true) => break Ok(()),
                 // A full ring. It may be full because nobody has taken the answers to what was given back: while waiting we do.
-                Ok(false) => match self.link.wait(self.link.lock(), self.deadline) {
+                Ok(false) => match self.link.wait(self.link.lock(), self.deadline, SPIN) {
                     Ok(_) => {}
                     Err(error) => break Err(error),
                 },
@@ -384,7 +388,9 @@ impl Call<'_> {
             if self.link.is_down() {
                 return Err(CallError::Down);
             }
-            state = self.link.wait(state, self.deadline)?;
+            let since = Instant::now();
+            state = self.link.wait(state, self.deadline, self.spin)?;
+            self.spin = if since.elapsed() < SPIN { SPIN } else { Duration::ZERO };
         }
     }
 

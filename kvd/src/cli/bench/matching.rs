@@ -31,8 +31,7 @@ const PAYLOAD_BYTES: u32 = 4096;
 const SLOT_BYTES: u64 = 8192;
 /// Mooncake's batch_is_exist of 1 000 keys, on loopback; reference/baselines.
 const PEER_US: f64 = 233.0;
-/// Two threads that Linux put on one core take turns there, 110 us a match, mostly for half a second.
-const WARM_UP: Duration = Duration::from_secs(2);
+const WARM_UP: usize = 2_000;
 const IDLE_PAUSE: Duration = Duration::from_millis(5);
 /// Chains that are walked block by block.
 const WALKS: usize = 8;
@@ -223,15 +222,14 @@ fn measure(args: &MatchArgs, view: &View, chains: &[Chain], records: u64, fill: 
     let mut prefixes = || chains[random.random_range(0..chains.len())].hashes(args.prefix);
     let (mut matches, mut rounds, mut ones) = (Vec::new(), Vec::new(), Vec::new());
     let mut short = 0;
-    let warm = Instant::now() + WARM_UP;
-    while matches.len() < args.samples as usize {
+    for sample in 0..WARM_UP + args.samples as usize {
         let hashes = prefixes();
         let started = Instant::now();
         let found = view.match_prefix(&hashes);
         let matched = started.elapsed();
         short += u64::from(found.blocks() != args.prefix);
         found.release();
-        if started >= warm {
+        if sample >= WARM_UP {
             matches.push(matched);
             rounds.push(started.elapsed());
         }

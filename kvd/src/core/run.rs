@@ -15,7 +15,7 @@ use crate::session::Control;
 const REQUESTS_PER_TURN: u32 = RING_ENTRIES / 16;
 /// How long to look for more after the last request or its last answer. A wake-up costs a sleeper up to 60 us on an idle core, so
 /// an engine that asks in bursts finds us awake; an idle daemon costs nothing. Not after a move that ended: the next one may be a
-/// while away, and with 4000 records a second from a store that was a fifth of a core.
+/// while away, and with 4000 records a second from a store that would be up to a fifth of a core.
 const SPIN: Duration = Duration::from_micros(50);
 /// The longest sleep: the heart beats at least this often.
 const SLEEP_MAX: Duration = Duration::from_millis(100);

@@ -17,8 +17,8 @@ use super::tier::{Shared, Wanted};
 /// Requests for one run, each for what the one before it did not bring.
 const ATTEMPTS_MAX: u32 = 3;
 
-/// Small records are answered together, a mebibyte of them or what came in a millisecond or two: each answer wakes the core and an
-/// engine, which for records of 256 KiB cost as much as checking and storing them.
+/// Small records are answered together, a mebibyte of them or what came in a millisecond or two: each answer wakes the core
+/// and an engine.
 const ANSWER_BYTES: u64 = 1 << 20;
 const ANSWER_PATIENCE: Duration = Duration::from_millis(1);
 

@@ -252,15 +252,21 @@ fn a_body_that_breaks_off_gives_what_came_and_then_its_fault() {
     });
 }
 
+/// One that has read often enough to know what is slow.
+async fn measured_store(fake: &FakeS3, requests_max: usize) -> Store {
+    let store = open(&ObjectOptions { requests_max, ..s3_options(fake) });
+    store.put_new("packs/ab/1", parts(&["0123456789abcdef"]), soon()).await.expect("written");
+    for _ in 0..40 {
+        read_range(&store, "packs/ab/1", 0..16).await.expect("read");
+    }
+    store
+}
+
 #[test]
 fn a_read_that_is_slow_is_asked_for_twice_within_the_budget() {
     run(async {
         let fake = FakeS3::start().await;
-        let store = open(&ObjectOptions { requests_max: 128, ..s3_options(&fake) });
-        store.put_new("packs/ab/1", parts(&["0123456789abcdef"]), soon()).await.expect("written");
-        for _ in 0..40 {
-            read_range(&store, "packs/ab/1", 0..16).await.expect("read");
-        }
+        let store = measured_store(&fake, 128).await;
         let hedges = || store.counters().hedges.get();
         let before = hedges();
         // The first is never answered: without the second, the read would end with a fault after the store's silence.
@@ -283,11 +289,7 @@ fn a_read_that_is_slow_is_asked_for_twice_within_the_budget() {
 fn while_others_fill_the_line_a_read_is_asked_for_twice_later() {
     run(async {
         let fake = FakeS3::start().await;
-        let store = open(&ObjectOptions { requests_max: 16, ..s3_options(&fake) });
-        store.put_new("packs/ab/1", parts(&["0123456789abcdef"]), soon()).await.expect("written");
-        for _ in 0..40 {
-            read_range(&store, "packs/ab/1", 0..16).await.expect("read");
-        }
+        let store = measured_store(&fake, 16).await;
         let others = (0..4).map(|_| store.get_range("packs/ab/1", 0..16, soon()));
         let others = futures_util::future::join_all(others).await;
         assert!(others.iter().all(Result::is_ok), "they are open, and nobody has read them yet");

@@ -16,8 +16,11 @@ use crate::session::Session;
 use crate::view::{Opened, View, request};
 use std::sync::Arc;
 
-/// Bytes of the copies of one batch: some hundred microseconds, in which the daemon deals with the batches around it.
-const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of the copies of one batch, at most: some hundred microseconds, in which the daemon deals with the batches around it.
+/// Each batch wakes the daemon twice, which takes 5 us each.
+const BATCH_BYTES: usize = 8 << 20;
+/// Of the first and the last one, for which the client has to wait.
+const EDGE_BATCH_BYTES: usize = 1 << 20;
 /// Blocks of one offer: enough to spread the round trips, few enough that the first ones are of use to others soon.
 const BLOCKS_PER_OFFER_MAX: usize = 256;
 const _: () = assert!(BLOCKS_PER_OFFER_MAX <= BLOCKS_PER_CALL_MAX as usize);
@@ -92,15 +95,17 @@ impl View {
         deadline_in(self.engine.shared.options.store_deadline)
     }
 
-    /// How many blocks fit a slab: their hashes and tokens, then their grants, then their commits; and no more than keep
-    /// the copies of one batch about as long as the daemon's work on its neighbours.
-    fn blocks_per_offer(&self, call: &Call<'_>, block_tokens: usize) -> usize {
+    /// How many blocks the batch after `done` blocks has, with `left` to go: no more than fit a slab (their hashes and tokens,
+    /// then their grants, then their commits), and no more than keep the copies of one batch about as long as the daemon's
+    /// work on its neighbours. Batches grow from the first one on and shrink to the last.
+    fn blocks_per_offer(&self, call: &Call<'_>, block_tokens: usize, done: usize, left: usize) -> usize {
         let slab = call.slab().len();
         let offer = offer_bytes(1, u32::try_from(block_tokens).unwrap_or(u32::MAX)).unwrap_or(usize::MAX);
         let commit = 8 + 8 * self.inner.units.count as usize;
         let most = slab.saturating_sub(HASH_BYTES_MAX) / offer.max(commit).max(GRANTED_BYTES);
-        let enough = (BATCH_BYTES / self.inner.payload_bytes.max(1) as usize).clamp(2, BLOCKS_PER_OFFER_MAX);
-        most.clamp(1, enough)
+        let of = |bytes: usize| (bytes / self.inner.payload_bytes.max(1) as usize).clamp(2, BLOCKS_PER_OFFER_MAX);
+        let enough = done.min(left / 2).clamp(of(EDGE_BATCH_BYTES), of(BATCH_BYTES));
+        most.clamp(1, enough.min(left).max(1))
     }
 }
 
@@ -150,8 +155,7 @@ impl<'a> Lane<'a> {
         batches: &Batches<'b>,
         first: &mut usize,
     ) -> Result<Offered<'a, 'b>, CallError> {
-        let most = self.view.blocks_per_offer(&call, batches.block_tokens);
-        let count = most.min(batches.count - *first);
+        let count = self.view.blocks_per_offer(&call, batches.block_tokens, *first, batches.count - *first);
         let batch = Batch { store: batches.store, first: *first, count, block_tokens: batches.block_tokens };
         call.slab().write(0, &batch.offer()).map_err(|_| CallError::Timeout)?;
         let position = batch.store.first_position.saturating_add(batch.first as u32);
@@ -168,7 +172,7 @@ impl<'a> Lane<'a> {
         let mut tally = Stored::default();
         if answer.status != Status::Ok {
             tally.refuse(batch.count, answer.reason.unwrap_or(MissReason::Quota));
-            return Ok(Published { call: None, _lease: None, filled: 0, tally, blocks: batch.count });
+            return Ok(Published { call: None, lease: None, filled: 0, tally, blocks: batch.count });
         }
         let lease = GrantLease { session: self.session, lease: answer.lease };
         let (view, session, opened) = (self.view, self.session, self.opened);
@@ -191,7 +195,7 @@ impl<'a> Lane<'a> {
             call.send(Request { lease: lease.lease, ..request(Op::Commit, opened.number, filled as usize) })?;
             open = Some(call);
         }
-        Ok(Published { call: open, _lease: Some(lease), filled, tally, blocks: batch.count })
+        Ok(Published { call: open, lease: Some(lease), filled, tally, blocks: batch.count })
     }
 }
 
@@ -204,8 +208,8 @@ struct Offered<'a, 'b> {
 /// A batch that is copied, its commit under way.
 struct Published<'a> {
     call: Option<Call<'a>>,
-    /// Given back behind the commit's answer.
-    _lease: Option<GrantLease<'a>>,
+    /// Given back behind the commit's answer, unless it has ended with it.
+    lease: Option<GrantLease<'a>>,
     filled: u32,
     tally: Stored,
     blocks: usize,
@@ -218,6 +222,10 @@ impl Published<'_> {
             let published = call.next()?.count.min(self.filled);
             self.tally.granted += published;
             self.tally.refuse((self.filled - published) as usize, MissReason::LeaseLost);
+            // All that was granted was filled, or the store would have ended before.
+            if published == self.filled {
+                self.lease.take().into_iter().for_each(GrantLease::is_over);
+            }
         }
         stored.granted += self.tally.granted;
         stored.present += self.tally.present;
@@ -274,6 +282,13 @@ impl Batch<'_> {
 struct GrantLease<'a> {
     session: &'a Session,
     lease: u64,
+}
+
+impl GrantLease<'_> {
+    /// The daemon ends a lease with the last commit under it.
+    fn is_over(mut self) {
+        self.lease = 0;
+    }
 }
 
 impl Drop for GrantLease<'_> {

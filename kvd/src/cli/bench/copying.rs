@@ -1,5 +1,6 @@
 //! `kvd bench copy`: blocks between an engine's memory and the DRAM tier, against raw non-temporal copies of the same bytes.
 
+use bytesize::ByteSize;
 use clap::Args;
 use serde::Serialize;
 
@@ -22,7 +23,6 @@ Examples:
 /// Of one head of one layer of 16 tokens: 16 * 2 * 128 elements of bf16.
 const UNIT_BYTES: u32 = 8 << 10;
 const HEADS: u16 = 8;
-const BLOCK_BYTES: [u32; 4] = [64 << 10, 256 << 10, 1 << 20, 4 << 20];
 /// vLLM on CPUs: 128 tokens, 8 heads, 2 * 128 elements of bf16 for key and value.
 const VLLM_CPU: Shape = Shape { layers: 4, heads: HEADS, unit_bytes: 64 << 10, block_tokens: 128 };
 const RATIO_MIN: f64 = 0.85;
@@ -39,6 +39,9 @@ pub struct CopyArgs {
     /// Threads that copy, each with a session of its own.
     #[arg(long, default_values_t = [1, 2], value_delimiter = ',', value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=32))]
     threads: Vec<u8>,
+    /// Contiguous blocks; multiples of 64KiB.
+    #[arg(long, default_values = ["64KiB", "256KiB", "1MiB", "4MiB"], value_delimiter = ',', value_name = "SIZE")]
+    block_bytes: Vec<ByteSize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -75,17 +78,14 @@ struct Side {
 
 /// Measures.
 pub(super) fn run(args: &CopyArgs, output: Output) -> Outcome {
+    let contiguous = args.block_bytes.iter().map(|bytes| Ok((Kind::Contiguous, shape(*bytes)?)));
+    let shapes = contiguous.chain([Ok((Kind::VllmCpu, VLLM_CPU))]).collect::<Result<Vec<_>, Failure>>()?;
     let bytes = args.mib << 20;
     // A quarter more than the payload: metadata, and what does not fill a segment.
     let dram_bytes = (bytes + bytes / 4).next_multiple_of(PIECE_BYTES) + 4 * PIECE_BYTES;
     let set = vec![format!("lease.bytes_max={dram_bytes}")];
     let node =
         Node::start(&NodeOptions { label: "node", dram_bytes, nvme_bytes: None, base: std::env::temp_dir(), set })?;
-    let contiguous = BLOCK_BYTES.map(|block| {
-        let layers = (block / UNIT_BYTES) as u16 / HEADS;
-        (Kind::Contiguous, Shape { layers, heads: HEADS, unit_bytes: UNIT_BYTES, block_tokens: 16 })
-    });
-    let shapes: Vec<_> = contiguous.into_iter().chain([(Kind::VllmCpu, VLLM_CPU)]).collect();
     let bar = output.progress((shapes.len() * args.threads.len()) as u64 * u64::from(args.rounds + 1), "copying");
     let mut cases = Vec::new();
     for (kind, shape) in shapes {
@@ -107,6 +107,15 @@ pub(super) fn run(args: &CopyArgs, output: Output) -> Outcome {
     };
     output.show(&report, text)?;
     Ok(Exit::Ok)
+}
+
+/// A contiguous block of so many bytes.
+fn shape(block_bytes: ByteSize) -> Result<Shape, Failure> {
+    let layer_bytes = u64::from(UNIT_BYTES) * u64::from(HEADS);
+    let layers = u16::try_from(block_bytes.0 / layer_bytes).ok().filter(|layers| *layers > 0);
+    let layers = layers.filter(|_| block_bytes.0.is_multiple_of(layer_bytes));
+    let wrong = || Failure::new(Exit::Usage, format!("--block-bytes {block_bytes}: no multiple of 64KiB of a block"));
+    Ok(Shape { layers: layers.ok_or_else(wrong)?, heads: HEADS, unit_bytes: UNIT_BYTES, block_tokens: 16 })
 }
 
 fn case(node: &Node, kind: Kind, shape: Shape, threads: u8, args: &CopyArgs, step: &dyn Fn()) -> Result<Case, Failure> {

@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod device;
 pub mod io;
 pub mod sys;
 

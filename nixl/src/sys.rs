@@ -6,6 +6,7 @@
 
 mod checksum;
 pub mod copy;
+pub(crate) mod cuda;
 mod eventfd;
 mod file;
 mod lanes;

@@ -4,5 +4,6 @@
 #![forbid(unsafe_code)]
 
 mod arrows;
+mod kernels;
 mod sources;
 mod words;

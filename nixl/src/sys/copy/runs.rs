@@ -45,8 +45,9 @@ impl StridedRun {
         self.axes.iter().try_fold(self.fragment_bytes, |bytes, axis| bytes.checked_mul(axis.count))
     }
 
-    /// One past the last byte touched.
-    fn end(&self) -> Option<usize> {
+    /// One past the last byte touched, counted from the start of the scattered memory; `None` when that does not fit the address
+    /// space.
+    pub fn end(&self) -> Option<usize> {
         let first = self.offset.checked_add(self.fragment_bytes)?;
         self.axes
             .iter()

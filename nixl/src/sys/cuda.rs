@@ -1,0 +1,13 @@
+//! GPUs through NVIDIA's driver, which is loaded when it is asked for first: where it is missing everything here is an error.
+//!
+//! All work is done in the device's primary context, which an engine of the same process uses as well, so its memory can be read
+//! and written here without being exported. The context is made current for the length of a call and the one before put back.
+
+mod driver;
+mod job;
+mod lane;
+mod memory;
+mod stream;
+
+pub(crate) use driver::Gpu;
+pub(crate) use memory::{CudaExtent, Pinned};

@@ -1,0 +1,103 @@
+//! Streams of work on a GPU, and points in them. But for making and dropping them, all is done with their context current.
+
+use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUresult, CUstream, CUstream_flags};
+
+use super::driver::{Gpu, check};
+use crate::device::DeviceError;
+
+/// A stream at the lowest priority.
+#[derive(Debug)]
+pub(super) struct Stream(CUstream, Gpu);
+
+// SAFETY: a stream may be used from any thread with its context current; the driver synchronizes its calls.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    pub(super) fn new(gpu: &Gpu) -> Result<Self, DeviceError> {
+        gpu.bound(|| {
+            let (mut lowest, mut highest) = (0, 0);
+            // SAFETY: the driver stores two numbers.
+            let asked = unsafe { sys::cuCtxGetStreamPriorityRange(&raw mut lowest, &raw mut highest) };
+            check("cuCtxGetStreamPriorityRange", asked)?;
+            let mut stream: CUstream = std::ptr::null_mut();
+            let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            // SAFETY: the driver stores a handle, which is destroyed in drop.
+            let made = unsafe { sys::cuStreamCreateWithPriority(&raw mut stream, flags, lowest) };
+            check("cuStreamCreateWithPriority", made)?;
+            Ok(Self(stream, gpu.clone()))
+        })
+    }
+
+    /// For calls of the driver, with its context current.
+    pub(super) fn handle(&self) -> CUstream {
+        self.0
+    }
+
+    /// Waits for all that is in it. With its context current.
+    pub(super) fn wait(&self) -> Result<(), DeviceError> {
+        // SAFETY: of the current context and alive.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.0) })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: created once; what it still does ends by itself.
+        let _ = self.1.bound(|| check("cuStreamDestroy", unsafe { sys::cuStreamDestroy_v2(self.0) }));
+    }
+}
+
+/// A point in a stream.
+#[derive(Debug)]
+pub(super) struct Event(CUevent, Gpu);
+
+// SAFETY: an event may be used from any thread with its context current; the driver synchronizes its calls.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    pub(super) fn new(gpu: &Gpu) -> Result<Self, DeviceError> {
+        gpu.bound(|| {
+            let mut event: CUevent = std::ptr::null_mut();
+            let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+            // SAFETY: the driver stores a handle, which is destroyed in drop.
+            check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut event, flags) })?;
+            Ok(Self(event, gpu.clone()))
+        })
+    }
+
+    pub(super) fn record(&self, stream: &Stream) -> Result<(), DeviceError> {
+        // SAFETY: both are of the current context and alive.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.0, stream.0) })
+    }
+
+    /// What comes in `second` waits for what is in `first`.
+    pub(super) fn between(&self, first: &Stream, second: &Stream) -> Result<(), DeviceError> {
+        self.record(first)?;
+        // SAFETY: both are of the current context and alive.
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(second.0, self.0, 0) })
+    }
+
+    pub(super) fn wait(&self) -> Result<(), DeviceError> {
+        // SAFETY: of the current context and alive.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.0) })
+    }
+
+    pub(super) fn is_over(&self) -> Result<bool, DeviceError> {
+        // SAFETY: of the current context and alive.
+        match unsafe { sys::cuEventQuery(self.0) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check("cuEventQuery", result).map(|()| true),
+        }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created once; the driver keeps it until it was reached.
+        let _ = self.1.bound(|| check("cuEventDestroy", unsafe { sys::cuEventDestroy_v2(self.0) }));
+    }
+}

@@ -77,7 +77,7 @@ pub enum ViewError {
 }
 
 /// Why engine memory does not fit a view.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// Another number of memories than the shard has layers of planes.
     #[error("the shard has {wanted} layers of planes, but {got} memories were given")]
@@ -118,4 +118,10 @@ pub enum LayoutError {
         /// Bytes given.
         got: usize,
     },
+    /// A device cannot move such records.
+    #[error(transparent)]
+    Records(#[from] kvd_nixl::device::LayoutError),
+    /// The device refuses.
+    #[error(transparent)]
+    Device(#[from] kvd_nixl::device::DeviceError),
 }

@@ -1,5 +1,6 @@
 //! Where a block lies in the engine's memory, and the copy between there and a slot.
 
+use kvd_nixl::device::{Device, DeviceMemory, Lane, LaneOptions, RecordLayout, RecordPiece};
 use kvd_nixl::sys::copy::{Axis, CopyError, StridedRun, Units, gather_checksum, scatter_checksum};
 use kvd_nixl::sys::{MemoryExtent, seed_from_unit};
 use kvd_proto::{GroupSpec, Plane, Shard, Sharding, UnitOrder};
@@ -11,9 +12,9 @@ use crate::error::LayoutError;
 /// vLLM's CPU layout `[blocks, kv_heads, 128, 2 * head_dim]`: block `kv_heads * 128 * 2 * d`, head `128 * 2 * d`, token
 /// `2 * d`, key or value `d`, where `d` is the bytes of a head's elements.
 #[derive(Debug, Clone)]
-pub struct PlaneMemory {
-    /// All blocks of the layer.
-    pub memory: MemoryExtent,
+pub struct PlaneMemory<M = MemoryExtent> {
+    /// All blocks of the layer, in host memory or a device's ([`DeviceMemory`]).
+    pub memory: M,
     /// From one block to the next.
     pub block_stride: usize,
     /// From one head to the next.
@@ -26,13 +27,17 @@ pub struct PlaneMemory {
 
 /// How an engine's paged memory holds the blocks of a view. Made once; a block of it costs no computation.
 #[derive(Debug)]
-pub struct EngineLayout {
-    pieces: Vec<Piece>,
+pub struct EngineLayout(Memories);
+
+#[derive(Debug)]
+enum Memories {
+    Host(Vec<Piece>),
+    Device(Lane),
 }
 
 #[derive(Debug)]
-struct Piece {
-    memory: MemoryExtent,
+pub(crate) struct Piece<M = MemoryExtent> {
+    memory: M,
     block_stride: usize,
     /// From the first to one past the last byte of a block.
     span: usize,
@@ -49,22 +54,23 @@ impl EngineLayout {
         block_tokens: u32,
         memories: Vec<PlaneMemory>,
     ) -> Result<Self, LayoutError> {
-        if group.geometry.is_some() {
-            return Err(LayoutError::Opaque);
-        }
-        let layers = shard.layers();
-        let planes: Vec<&Plane> =
-            layers.flat_map(|layer| group.planes.iter().filter(move |plane| layer < plane.layers)).collect();
-        if planes.len() != memories.len() {
-            return Err(LayoutError::Memories { wanted: planes.len(), got: memories.len() });
-        }
-        let pieces = planes.into_iter().zip(memories);
-        let pieces = pieces.map(|(plane, memory)| piece(plane, shard, block_tokens, memory));
-        let pieces = pieces.collect::<Result<Vec<_>, _>>()?;
-        let unit_bytes = group.units(shard).map_err(|_| LayoutError::Opaque)?.unit_bytes as usize;
-        // The pieces of a record are copied and checked one by one, so units must end where pieces do.
-        let cut = pieces.len() > 1 && pieces.iter().any(|piece| !piece.bytes.is_multiple_of(unit_bytes));
-        if cut { Err(LayoutError::Opaque) } else { Ok(Self { pieces }) }
+        Ok(Self(Memories::Host(pieces(group, shard, block_tokens, memories)?.0)))
+    }
+
+    /// The same for the memory of a device. What it takes there for staging is in the options.
+    pub fn on_device(
+        device: &Device,
+        group: &GroupSpec,
+        shard: &Shard,
+        block_tokens: u32,
+        memories: Vec<PlaneMemory<DeviceMemory>>,
+        options: &LaneOptions,
+    ) -> Result<Self, LayoutError> {
+        let (pieces, unit_bytes) = pieces(group, shard, block_tokens, memories)?;
+        let pieces =
+            pieces.into_iter().map(|Piece { memory, block_stride, run, .. }| RecordPiece { memory, block_stride, run });
+        let layout = RecordLayout::new(pieces.collect(), unit_bytes)?;
+        Ok(Self(Memories::Device(device.lane(layout, options)?)))
     }
 
     /// Block `index` of the memory.
@@ -73,14 +79,25 @@ impl EngineLayout {
             let start = index.checked_mul(piece.block_stride);
             start.and_then(|start| start.checked_add(piece.span)).is_some_and(|end| end <= piece.memory.len())
         };
-        let place = BlockMemory(Place::Paged { layout: self, index });
-        if self.pieces.iter().all(inside) { Ok(place) } else { Err(LayoutError::Block { block: index }) }
+        let known = match &self.0 {
+            Memories::Host(pieces) => pieces.iter().all(inside),
+            Memories::Device(lane) => index < lane.layout().blocks(),
+        };
+        if known { Ok(self.place(index)) } else { Err(LayoutError::Block { block: index }) }
+    }
+
+    fn place(&self, index: usize) -> BlockMemory<'_> {
+        BlockMemory(match &self.0 {
+            Memories::Host(pieces) => Place::Host(HostPlace::Paged { pieces, index }),
+            Memories::Device(lane) => Place::Device { lane, index },
+        })
     }
 
     /// Describes memory in which each block is the record's bytes in their order, block after block.
     pub fn contiguous(memory: MemoryExtent, block_bytes: usize) -> Self {
         let run = StridedRun::contiguous(block_bytes);
-        Self { pieces: vec![Piece { memory, block_stride: block_bytes, span: block_bytes, bytes: block_bytes, run }] }
+        let piece = Piece { memory, block_stride: block_bytes, span: block_bytes, bytes: block_bytes, run };
+        Self(Memories::Host(vec![piece]))
     }
 
     /// Blocks of the memory by their numbers, checked once.
@@ -92,16 +109,36 @@ impl EngineLayout {
     /// Blocks that [`EngineLayout::blocks`] has checked, mostly of this layout; those of another one that do not fit are
     /// refused by the copy.
     pub(crate) fn known(&self, blocks: &LayoutBlocks) -> Vec<BlockMemory<'_>> {
-        blocks.0.iter().map(|index| BlockMemory(Place::Paged { layout: self, index: *index })).collect()
-    }
-
-    /// Bytes of a block.
-    fn bytes(&self) -> usize {
-        self.pieces.iter().map(|piece| piece.bytes).sum()
+        blocks.0.iter().map(|index| self.place(*index)).collect()
     }
 }
 
-fn piece(plane: &Plane, shard: &Shard, block_tokens: u32, at: PlaneMemory) -> Result<Piece, LayoutError> {
+/// The pieces of a record in its order, and the bytes of its units.
+fn pieces<M>(
+    group: &GroupSpec,
+    shard: &Shard,
+    block_tokens: u32,
+    memories: Vec<PlaneMemory<M>>,
+) -> Result<(Vec<Piece<M>>, usize), LayoutError> {
+    if group.geometry.is_some() {
+        return Err(LayoutError::Opaque);
+    }
+    let layers = shard.layers();
+    let planes: Vec<&Plane> =
+        layers.flat_map(|layer| group.planes.iter().filter(move |plane| layer < plane.layers)).collect();
+    if planes.len() != memories.len() {
+        return Err(LayoutError::Memories { wanted: planes.len(), got: memories.len() });
+    }
+    let pieces = planes.into_iter().zip(memories);
+    let pieces = pieces.map(|(plane, memory)| piece(plane, shard, block_tokens, memory));
+    let pieces = pieces.collect::<Result<Vec<_>, _>>()?;
+    let unit_bytes = group.units(shard).map_err(|_| LayoutError::Opaque)?.unit_bytes as usize;
+    // The pieces of a record are copied and checked one by one, so units must end where pieces do.
+    let cut = pieces.len() > 1 && pieces.iter().any(|piece| !piece.bytes.is_multiple_of(unit_bytes));
+    if cut { Err(LayoutError::Opaque) } else { Ok((pieces, unit_bytes)) }
+}
+
+fn piece<M>(plane: &Plane, shard: &Shard, block_tokens: u32, at: PlaneMemory<M>) -> Result<Piece<M>, LayoutError> {
     let of = shard.interleave().of();
     let (unit_bytes, tokens) = (plane.unit_bytes / u32::from(of), block_tokens / u32::from(of));
     let heads = match plane.sharding {
@@ -164,33 +201,59 @@ pub struct LayoutBlocks(Vec<usize>);
 pub struct BlockMemory<'a>(Place<'a>);
 
 #[derive(Debug, Clone)]
-enum Place<'a> {
+pub(crate) enum Place<'a> {
+    Host(HostPlace<'a>),
+    Device { lane: &'a Lane, index: usize },
+}
+
+/// Where the calling thread can copy.
+#[derive(Debug, Clone)]
+pub(crate) enum HostPlace<'a> {
     Contiguous(MemoryExtent),
     Runs { memory: MemoryExtent, runs: &'a [StridedRun] },
-    Paged { layout: &'a EngineLayout, index: usize },
+    Paged { pieces: &'a [Piece], index: usize },
 }
 
 impl<'a> BlockMemory<'a> {
     /// The record's bytes in their order, in one piece.
     pub fn contiguous(memory: MemoryExtent) -> Self {
-        Self(Place::Contiguous(memory))
+        Self(Place::Host(HostPlace::Contiguous(memory)))
     }
 
     /// Fragments within one memory that make up the record in their order.
     pub fn runs(memory: MemoryExtent, runs: &'a [StridedRun]) -> Self {
-        Self(Place::Runs { memory, runs })
+        Self(Place::Host(HostPlace::Runs { memory, runs }))
     }
 
-    /// Whether a record of so many bytes fits exactly.
-    pub(crate) fn fits(&self, payload_bytes: usize) -> bool {
-        payload_bytes == self.bytes().unwrap_or(usize::MAX)
+    pub(crate) fn place(&self) -> &Place<'a> {
+        &self.0
     }
 
-    fn bytes(&self) -> Option<usize> {
+    /// The lane of a block on a device.
+    pub(crate) fn lane(&self) -> Option<&'a Lane> {
         match &self.0 {
-            Place::Contiguous(memory) => Some(memory.len()),
-            Place::Runs { runs, .. } => runs.iter().try_fold(0usize, |sum, run| sum.checked_add(run.bytes()?)),
-            Place::Paged { layout, .. } => Some(layout.bytes()),
+            Place::Host(_) => None,
+            Place::Device { lane, .. } => Some(lane),
+        }
+    }
+
+    /// Whether a record of so many bytes in such units fits exactly.
+    pub(crate) fn fits(&self, payload_bytes: usize, unit_bytes: usize) -> bool {
+        match &self.0 {
+            Place::Host(host) => host.bytes() == Some(payload_bytes),
+            Place::Device { lane, .. } => {
+                (lane.layout().record_bytes(), lane.layout().unit_bytes()) == (payload_bytes, unit_bytes)
+            }
+        }
+    }
+}
+
+impl HostPlace<'_> {
+    fn bytes(&self) -> Option<usize> {
+        match self {
+            Self::Contiguous(memory) => Some(memory.len()),
+            Self::Runs { runs, .. } => runs.iter().try_fold(0usize, |sum, run| sum.checked_add(run.bytes()?)),
+            Self::Paged { pieces, .. } => Some(pieces.iter().map(|piece| piece.bytes).sum()),
         }
     }
 
@@ -216,16 +279,16 @@ impl<'a> BlockMemory<'a> {
         checksums: &mut [u64],
         copy: Copy,
     ) -> Result<(), CopyError> {
-        let (layout, index) = match &self.0 {
-            Place::Contiguous(memory) => {
+        let (pieces, index) = match self {
+            Self::Contiguous(memory) => {
                 let whole = [StridedRun::contiguous(memory.len())];
                 return copy(payload, memory, &whole, units, checksums);
             }
-            Place::Runs { memory, runs } => return copy(payload, memory, runs, units, checksums),
-            Place::Paged { layout, index } => (layout, *index),
+            Self::Runs { memory, runs } => return copy(payload, memory, runs, units, checksums),
+            Self::Paged { pieces, index } => (pieces, *index),
         };
         let mut done = 0;
-        for piece in &layout.pieces {
+        for piece in *pieces {
             let first = done / units.unit_bytes;
             let here = Units { seed: seed_from_unit(units.seed, first as u32), ..*units };
             let count = here.count(piece.bytes);

@@ -10,8 +10,8 @@
 //!   pass as the copy.
 //! * **In time.** Every call has a deadline. A daemon that is stopped, dead or restarting gives misses with a reason, never
 //!   errors; the client joins the next one by itself.
-//! * **Nothing late.** Bytes are copied by the thread that called, and by no other: when a call returns, nothing of it
-//!   moves any more.
+//! * **Nothing late.** Bytes are copied by the thread that called, or by a device for which it waits: when a call returns,
+//!   nothing of it moves any more.
 //! * **No panic.** What the daemon writes in shared memory is checked before it is used.
 //!
 //! A child made by `fork` must not use its parent's engine: calls there miss. It knows no tier, policy or disk.
@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod asynchronous;
+mod convoy;
 mod deadline;
 mod engine;
 mod error;

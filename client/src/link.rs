@@ -30,6 +30,8 @@ pub(crate) enum CallError {
     Down,
     /// The deadline passed.
     Timeout,
+    /// A device of the engine did not copy.
+    Device,
 }
 
 /// The client's end of a session's fast path.

@@ -4,13 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvd_nixl::ChecksumAlgorithm;
+use kvd_nixl::device::{RecordMove, Way};
 use kvd_nixl::sys::copy::Units;
 use kvd_proto::wire::ring::{Op, Request, Status};
 use kvd_proto::wire::slab::{LANDED_BYTES, Landed, LandedStatus};
 use kvd_proto::{MissReason, Tier};
 
+use crate::convoy::Convoy;
 use crate::deadline::deadline_in;
-use crate::layout::BlockMemory;
+use crate::layout::{BlockMemory, Place};
 use crate::link::{Call, CallError};
 use crate::matching::{Match, Part, reason_of};
 use crate::metadata::{Expected, read_checksums};
@@ -50,8 +53,17 @@ impl From<CallError> for Stop {
     }
 }
 
+/// A block that a device copies: where it came from, and the checksums that it must have.
+#[derive(Debug)]
+struct Expecting {
+    tier: Option<Tier>,
+    sums: Vec<u64>,
+}
+
 /// What one load works with: memory that is used again for each block, and segments that were looked at.
 struct Work<'a> {
+    /// What a device copies. The first to go: nothing outlives it that it needs.
+    convoy: Convoy<'a, Expecting>,
     view: &'a View,
     session: &'a Session,
     opened: Opened,
@@ -60,6 +72,9 @@ struct Work<'a> {
     found: Vec<u64>,
     segments: Vec<(u32, Arc<Segment>)>,
     deadline: Instant,
+    /// Blocks of the part that are in place, from its first one on.
+    done: u32,
+    loaded: &'a mut Loaded,
 }
 
 impl View {
@@ -114,14 +129,14 @@ impl View {
         loaded
     }
 
-    fn load_part(
-        &self,
-        session: &Session,
+    fn load_part<'a>(
+        &'a self,
+        session: &'a Session,
         part: &Part,
         blocks: Range<u32>,
-        targets: &[BlockMemory<'_>],
+        targets: &'a [BlockMemory<'a>],
         deadline: Instant,
-        loaded: &mut Loaded,
+        loaded: &'a mut Loaded,
     ) -> Result<(), Stop> {
         if self.engine.shared.session().is_none_or(|current| current.id != session.id) {
             // Another epoch, or a child of the process that took the lease.
@@ -133,6 +148,7 @@ impl View {
         let load = Request { first, lease: part.lease, ..request(Op::Load, opened.number, blocks.len()) };
         call.send(load)?;
         let mut work = Work {
+            convoy: Convoy::new(session, Way::ToDevice),
             view: self,
             session,
             opened,
@@ -141,37 +157,23 @@ impl View {
             found: vec![0; self.inner.units.count as usize],
             segments: Vec::new(),
             deadline,
+            done: 0,
+            loaded,
         };
-        let mut done = 0;
-        loop {
-            let answer = call.next()?;
-            let landed = answer.count.min(blocks.len() as u32);
-            while done < landed {
-                let tier = work.take(&call, done, &targets[done as usize]).map_err(|stop| at(stop, first + done))?;
-                done += 1;
-                loaded.blocks += 1;
-                match tier {
-                    Some(Tier::Nvme) => loaded.from_nvme += 1,
-                    Some(Tier::Object) => loaded.from_object += 1,
-                    _ => loaded.from_dram += 1,
-                }
-            }
-            match answer.status {
-                Status::Partial => {}
-                Status::Ok if done as usize == blocks.len() => return Ok(()),
-                Status::Ok | Status::Refused | Status::BadRequest => {
-                    return Err(Stop::Miss(answer.reason.unwrap_or(MissReason::LeaseLost)));
-                }
-            }
-        }
+        let taken = work.take_all(&mut call, blocks.len(), targets);
+        // What a device has under way comes before whatever stopped the rest.
+        let landed = work.land_all();
+        landed.and(taken).map_err(|stop| stop.at(first + work.done))
     }
 }
 
-/// Says which position a stop is about.
-fn at(stop: Stop, position: u32) -> Stop {
-    match stop {
-        Stop::Corrupt(_) => Stop::Corrupt(position),
-        miss @ Stop::Miss(_) => miss,
+impl Stop {
+    /// Says which position a stop is about.
+    fn at(self, position: u32) -> Self {
+        match self {
+            Self::Corrupt(_) => Self::Corrupt(position),
+            miss @ Self::Miss(_) => miss,
+        }
     }
 }
 
@@ -183,9 +185,30 @@ fn report(session: &Session, lease: u64, position: u32, deadline: Instant) -> Re
     call.next().map(drop)
 }
 
-impl Work<'_> {
-    /// Copies one landed block and checks it.
-    fn take(&mut self, call: &Call<'_>, index: u32, target: &BlockMemory<'_>) -> Result<Option<Tier>, Stop> {
+impl<'a> Work<'a> {
+    /// Takes what lands until all have or the daemon has no more.
+    fn take_all(&mut self, call: &mut Call<'_>, wanted: usize, targets: &'a [BlockMemory<'a>]) -> Result<(), Stop> {
+        let mut taken = 0;
+        loop {
+            let answer = call.next()?;
+            let landed = answer.count.min(wanted as u32);
+            while taken < landed {
+                self.take(call, taken, &targets[taken as usize])?;
+                taken += 1;
+            }
+            self.convoy.send(self.deadline)?;
+            match answer.status {
+                Status::Partial => {}
+                Status::Ok if taken as usize == wanted => return Ok(()),
+                Status::Ok | Status::Refused | Status::BadRequest => {
+                    return Err(Stop::Miss(answer.reason.unwrap_or(MissReason::LeaseLost)));
+                }
+            }
+        }
+    }
+
+    /// Copies one landed block and checks it, or gives it to a device.
+    fn take(&mut self, call: &Call<'_>, index: u32, target: &'a BlockMemory<'a>) -> Result<(), Stop> {
         let landed = read_landed(call, index).ok_or(Stop::Miss(MissReason::TierDown))?;
         if landed.status == LandedStatus::Missed {
             return Err(Stop::Miss(landed.reason.unwrap_or(MissReason::Cold)));
@@ -194,7 +217,7 @@ impl Work<'_> {
             return Err(Stop::Miss(MissReason::Timeout));
         }
         let segment = self.segment(landed.segment)?;
-        let _copying = self.session.begin_copy().ok_or(Stop::Miss(MissReason::TierDown))?;
+        let copying = self.session.begin_copy().ok_or(Stop::Miss(MissReason::TierDown))?;
         let (inner, meta_bytes) = (&self.view.inner, self.opened.meta_bytes);
         let payload_bytes = inner.payload_bytes as usize;
         let slot = (meta_bytes + payload_bytes <= landed.slot_bytes as usize)
@@ -213,10 +236,58 @@ impl Work<'_> {
         };
         let algorithm = read_checksums(&metadata, &expected, &mut self.scratch, &mut self.expected);
         let Some(algorithm) = algorithm else { return Err(Stop::Corrupt(0)) };
-        let units = Units { unit_bytes: inner.units.unit_bytes as usize, algorithm, seed: landed.seed };
-        // A destination that does not fit is the engine's mistake: nothing is copied, the block is not told.
-        target.scatter(&payload, &units, &mut self.found).map_err(|_| Stop::Miss(MissReason::Cold))?;
-        if self.found == self.expected { Ok(landed.tier) } else { Err(Stop::Corrupt(0)) }
+        match target.place() {
+            Place::Host(target) => {
+                // Blocks are told in their order.
+                self.land_all()?;
+                let units = Units { unit_bytes: inner.units.unit_bytes as usize, algorithm, seed: landed.seed };
+                // A destination that does not fit is the engine's mistake: nothing is copied, the block is not told.
+                let copied = target.scatter(&payload, &units, &mut self.found);
+                drop(copying);
+                copied.map_err(|_| Stop::Miss(MissReason::Cold))?;
+                if self.found != self.expected {
+                    return Err(Stop::Corrupt(0));
+                }
+                self.count(landed.tier);
+            }
+            Place::Device { lane, index } => {
+                drop(copying);
+                if !target.fits(payload_bytes, inner.units.unit_bytes as usize) {
+                    return Err(Stop::Miss(MissReason::Cold));
+                }
+                if algorithm != ChecksumAlgorithm::Xxh3 {
+                    return Err(Stop::Miss(MissReason::Device));
+                }
+                segment.pin(lane.device());
+                let one = RecordMove { host: payload, index: *index, seed: landed.seed };
+                let expecting = Expecting { tier: landed.tier, sums: self.expected.clone() };
+                self.convoy.add(lane, one, expecting, self.deadline)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for what was given to a device, and checks it.
+    fn land_all(&mut self) -> Result<(), Stop> {
+        self.convoy.send(self.deadline)?;
+        while let Some(moved) = self.convoy.next()? {
+            if moved.sums != moved.tag.sums {
+                return Err(Stop::Corrupt(0));
+            }
+            self.count(moved.tag.tier);
+        }
+        Ok(())
+    }
+
+    /// The next block in order is in place.
+    fn count(&mut self, tier: Option<Tier>) {
+        self.done += 1;
+        self.loaded.blocks += 1;
+        match tier {
+            Some(Tier::Nvme) => self.loaded.from_nvme += 1,
+            Some(Tier::Object) => self.loaded.from_object += 1,
+            _ => self.loaded.from_dram += 1,
+        }
     }
 
     fn segment(&mut self, number: u32) -> Result<Arc<Segment>, Stop> {

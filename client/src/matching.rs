@@ -156,5 +156,6 @@ pub(crate) fn reason_of(error: CallError) -> MissReason {
     match error {
         CallError::Down => MissReason::TierDown,
         CallError::Timeout => MissReason::Timeout,
+        CallError::Device => MissReason::Device,
     }
 }

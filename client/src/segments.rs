@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use kvd_nixl::device::{Device, PinnedMemory};
 use kvd_nixl::sys::{Mapping, Memory, MemoryExtent};
 
 /// Segments mapped at a time: 1 TiB of arena. Beyond, calls miss.
@@ -16,12 +17,22 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 pub(crate) struct Segment {
     mapping: Arc<Mapping>,
     file: OwnedFd,
+    /// `None` inside: it could not be pinned.
+    pinned: OnceLock<Option<PinnedMemory>>,
 }
 
 impl Segment {
     /// A range of the segment.
     pub(crate) fn extent(&self, offset: u64, len: usize) -> Option<MemoryExtent> {
         MemoryExtent::new(self.mapping.clone(), usize::try_from(offset).ok()?, len).ok()
+    }
+
+    /// Pins it, so that devices read and write it by themselves. Where that is refused they can do so all the same, slower.
+    pub(crate) fn pin(&self, device: &Device) {
+        self.pinned.get_or_init(|| {
+            let memory: Arc<dyn Memory> = self.mapping.clone();
+            device.pin(&memory).ok()
+        });
     }
 
     /// Whether the daemon still uses this very file: it replaces a segment's file when the segment goes to another tenant,
@@ -52,7 +63,7 @@ impl Segments {
         let mapping = Arc::new(Mapping::new(file.as_fd(), 0, len).ok()?);
         // Faults in one go what the daemon has brought in already; without it they come one by one, slower.
         let _ = mapping.populate();
-        let segment = Arc::new(Segment { mapping, file });
+        let segment = Arc::new(Segment { mapping, file, pinned: OnceLock::new() });
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         if open.len() >= SEGMENTS_MAX && !open.contains_key(&number) {
             return None;

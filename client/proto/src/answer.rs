@@ -70,11 +70,13 @@ pub enum MissReason {
     Quota = 7,
     /// The lease under which it was held is gone.
     LeaseLost = 8,
+    /// The engine's device did not copy it.
+    Device = 9,
 }
 
 impl MissReason {
     /// Every reason, in the order of their codes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Cold,
         Self::Evicted,
         Self::Corrupt,
@@ -83,6 +85,7 @@ impl MissReason {
         Self::SlowerThanRecompute,
         Self::Quota,
         Self::LeaseLost,
+        Self::Device,
     ];
 
     /// The byte that stands for this reason on the wire; never 0.
@@ -106,6 +109,7 @@ impl MissReason {
             Self::SlowerThanRecompute => "slower_than_recompute",
             Self::Quota => "quota",
             Self::LeaseLost => "lease_lost",
+            Self::Device => "device",
         }
     }
 }

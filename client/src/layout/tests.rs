@@ -48,6 +48,16 @@ fn bytes_of(memory: &MemoryExtent) -> Vec<u8> {
     bytes
 }
 
+fn pieces(layout: &EngineLayout) -> &[Piece] {
+    let Memories::Host(pieces) = &layout.0 else { panic!("not in host memory") };
+    pieces
+}
+
+fn host<'a, 'b>(block: &'b BlockMemory<'a>) -> &'b HostPlace<'a> {
+    let Place::Host(place) = block.place() else { panic!("not in host memory") };
+    place
+}
+
 /// Strides of head, token and kv, and the order of the record's units.
 fn check(unit_order: UnitOrder, [head_stride, token_stride, kv_stride]: [usize; 3], fragments: usize) {
     let layers = [region(BLOCKS * HEADS * UNIT), region(BLOCKS * HEADS * UNIT)];
@@ -61,7 +71,7 @@ fn check(unit_order: UnitOrder, [head_stride, token_stride, kv_stride]: [usize; 
     });
     let shard = Shard::whole(2, HEADS as u16).unwrap();
     let layout = EngineLayout::new(&group(unit_order), &shard, TOKENS as u32, memories.collect()).unwrap();
-    let run = &layout.pieces[0].run;
+    let run = &pieces(&layout)[0].run;
     assert_eq!(run.axes.iter().map(|axis| axis.count).product::<usize>(), fragments);
     let block = layout.block(1).unwrap();
 
@@ -82,7 +92,7 @@ fn check(unit_order: UnitOrder, [head_stride, token_stride, kv_stride]: [usize; 
     let units = Units { unit_bytes: UNIT, algorithm: ChecksumAlgorithm::Xxh3, seed: 5 };
     let record = region(2 * HEADS * UNIT);
     let mut sums = vec![0; 2 * HEADS];
-    block.gather(&record, &units, &mut sums).unwrap();
+    host(&block).gather(&record, &units, &mut sums).unwrap();
     assert_eq!(bytes_of(&record), expected);
     let mut whole = vec![0; 2 * HEADS];
     checksum_units(&record, &units, &mut whole).unwrap();
@@ -92,11 +102,11 @@ fn check(unit_order: UnitOrder, [head_stride, token_stride, kv_stride]: [usize; 
     for layer in &layers {
         layer.zero(HEADS * UNIT, HEADS * UNIT).unwrap();
     }
-    block.scatter(&record, &units, &mut sums).unwrap();
+    host(&block).scatter(&record, &units, &mut sums).unwrap();
     assert_eq!(sums, whole);
     assert_eq!(layers.iter().map(bytes_of).collect::<Vec<_>>(), before);
     assert!(layout.block(BLOCKS).is_err());
-    assert!(block.fits(record.len()) && !block.fits(record.len() - 1));
+    assert!(block.fits(record.len(), UNIT) && !block.fits(record.len() - 1, UNIT));
 }
 
 #[test]
@@ -138,7 +148,7 @@ fn layouts_that_cannot_be_described_are_refused() {
     assert_eq!(of(&uneven, &shard, 8, 2), LayoutError::Uneven);
     let half = Shard::new(0..1, 0..2, Interleave::new(1, 2).unwrap()).unwrap();
     let one = EngineLayout::new(&plain, &half, 8, vec![memory(0)]).unwrap();
-    assert_eq!(one.bytes(), 2 * UNIT / 2);
+    assert_eq!(pieces(&one).iter().map(|piece| piece.bytes).sum::<usize>(), 2 * UNIT / 2);
 }
 
 #[test]
@@ -160,7 +170,7 @@ fn opaque_units_move_whole_and_contiguous_blocks_need_no_description() {
     let layout = EngineLayout::contiguous(pool.clone(), 1000);
     let units = Units { unit_bytes: 300, algorithm: ChecksumAlgorithm::Xxh3, seed: 1 };
     let record = region(1000);
-    layout.block(2).unwrap().gather(&record, &units, &mut [0; 4]).unwrap();
+    host(&layout.block(2).unwrap()).gather(&record, &units, &mut [0; 4]).unwrap();
     assert_eq!(bytes_of(&record), bytes_of(&pool)[2000..]);
     assert!(layout.blocks(&[0, 3]).is_err());
     assert_eq!(layout.known(&layout.blocks(&[2, 0]).unwrap()).len(), 2);

@@ -315,5 +315,6 @@ fn meaning(name: &str) -> &'static str {
         MissReason::SlowerThanRecompute => "computing again is faster than loading; see gate.enabled",
         MissReason::Quota => "the instance holds as much as it may; see lease.bytes_max",
         MissReason::LeaseLost => "the lease was gone before the load",
+        MissReason::Device => "the engine's device did not copy it; see the engine's log",
     }
 }

@@ -11,6 +11,7 @@ use super::output::Output;
 mod copying;
 mod cpu;
 mod engine;
+mod hbm;
 mod matching;
 mod node;
 mod nvme;
@@ -22,6 +23,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   kvd bench match                              1 000-block prefixes among a million records
   kvd bench copy --json                        engine memory <-> DRAM, checksums on, against a raw copy
+  kvd bench hbm                                a GPU's memory <-> DRAM, checksums on, against the bus
   kvd bench nvme --path /var/lib/kvd           reads and writes of records, against fio on the same file
   kvd bench object --url s3://bucket/prefix    packs and ranges, against a plain client of the same store
   kvd bench recover --records 100000           memory per record, and the time back after SIGKILL";
@@ -35,6 +37,9 @@ pub enum BenchCommand {
     /// How fast blocks go between an engine's memory and the DRAM tier, checksums on.
     #[command(after_help = copying::EXAMPLES)]
     Copy(copying::CopyArgs),
+    /// How fast blocks go between a GPU's memory and the DRAM tier, checksums on.
+    #[command(after_help = hbm::EXAMPLES)]
+    Hbm(hbm::HbmArgs),
     /// How fast records go between DRAM and a disk, and what of it is the disk.
     #[command(after_help = nvme::EXAMPLES)]
     Nvme(nvme::NvmeArgs),
@@ -54,6 +59,7 @@ pub fn run(command: &BenchCommand, output: Output) -> Outcome {
     match command {
         BenchCommand::Match(args) => matching::run(args, output),
         BenchCommand::Copy(args) => copying::run(args, output),
+        BenchCommand::Hbm(args) => hbm::run(args, output),
         BenchCommand::Nvme(args) => nvme::run(args, output),
         BenchCommand::Object(args) => object::run(args, output),
         BenchCommand::Recover(args) => recover::run(args, output),

@@ -1,0 +1,285 @@
+//! `kvd bench hbm`: blocks between a GPU's memory and the DRAM tier, in this process as in an engine's, beside the bus.
+
+use bytesize::ByteSize;
+use clap::Args;
+use kvd_nixl::device::{Device, LaneOptions, Way};
+use serde::Serialize;
+
+use super::cpu::load_average;
+use super::node::{Node, NodeOptions, PIECE_BYTES, purge};
+use super::stats::{median, rounded};
+use crate::cli::exit::{Exit, Failure, Outcome};
+use crate::cli::output::{Output, table};
+use bus::Bus;
+use field::{Field, Fragments};
+
+mod bus;
+mod field;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  kvd bench hbm                                GPU 0: needs 4 GiB of its memory and 10 GiB of shared memory for a minute
+  kvd bench hbm --fragment-bytes 8KiB --json
+  kvd bench hbm --twin --mib 64 --rounds 1     on CPUs: shows that it works, and measures nothing";
+
+const BLOCK_FIRST_RATIO_MIN: f64 = 0.97;
+const SCATTERED_RATIO_MIN: f64 = 0.93;
+const BOTH_RATIO_MIN: f64 = 0.9;
+
+/// `kvd bench hbm`.
+#[derive(Debug, Args)]
+pub struct HbmArgs {
+    /// GPU to use, as the driver counts them.
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+    gpu: u32,
+    /// Use the twin of a GPU, which works on CPUs: tries the bench where there is no GPU.
+    #[arg(long, conflicts_with = "gpu")]
+    twin: bool,
+    /// Blocks on the GPU, and as much again of the DRAM tier; twice that for both ways at once.
+    #[arg(long, default_value_t = 2048, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=65536))]
+    mib: u64,
+    /// Timed rounds of each case; medians are told.
+    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=99))]
+    rounds: u32,
+    /// Longest runs of a block's bytes that lie side by side: 8KiB, 16KiB, 64KiB, 256KiB, or 2MiB for all of it.
+    #[arg(long, default_values = ["8KiB", "16KiB", "64KiB", "256KiB", "2MiB"], value_delimiter = ',', value_name = "SIZE")]
+    fragment_bytes: Vec<ByteSize>,
+    /// Chains that are stored, or loaded, at a time: requests of an engine overlap.
+    #[arg(long, default_value_t = 2, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=16))]
+    requests: u8,
+    /// Multiprocessors that gather and scatter.
+    #[arg(long, default_value_t = LaneOptions::default().multiprocessors, value_name = "COUNT")]
+    multiprocessors: u32,
+    /// Staging memory of one chunk, of which four are under way.
+    #[arg(long, default_value_t = ByteSize::b(LaneOptions::default().chunk_bytes as u64), value_name = "SIZE")]
+    chunk_bytes: ByteSize,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    device: String,
+    working_set_bytes: u64,
+    rounds: u32,
+    requests: u8,
+    multiprocessors: u32,
+    chunk_bytes: u64,
+    required: Required,
+    within_required: bool,
+    /// One contiguous copy between pinned memory and the GPU's.
+    limit: Limit,
+    cases: Vec<Case>,
+    load_average: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Required {
+    block_first_ratio: f64,
+    scattered_ratio: f64,
+    both_ratio: f64,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Limit {
+    to_host_gb_per_second: f64,
+    to_device_gb_per_second: f64,
+    /// Both ways at once, together.
+    both_gb_per_second: f64,
+}
+
+/// One layout.
+#[derive(Debug, Serialize)]
+struct Case {
+    fragment_bytes: u64,
+    block_bytes: usize,
+    store: Side,
+    load: Side,
+    both: Side,
+    /// A copy for each fragment, as simple connectors make them.
+    copy_loop: Peer,
+    /// One call of the driver's batch function.
+    copy_batch: Option<Peer>,
+}
+
+#[derive(Debug, Serialize)]
+struct Side {
+    gb_per_second: f64,
+    /// To the limit in the same round; the median.
+    ratio: f64,
+    ratios: Vec<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Peer {
+    to_host_gb_per_second: f64,
+    to_device_gb_per_second: f64,
+}
+
+/// Measures.
+pub(super) fn run(args: &HbmArgs, output: Output) -> Outcome {
+    let fragments = args.fragment_bytes.iter().map(|bytes| Fragments::of(bytes.0)).collect::<Result<Vec<_>, _>>()?;
+    let device = if args.twin { Device::twin() } else { Device::cuda(args.gpu).map_err(failed)? };
+    let bytes = args.mib << 20;
+    // Two fields, and an eighth more for metadata and what does not fill a segment.
+    let dram_bytes = (2 * bytes + bytes / 4).next_multiple_of(PIECE_BYTES) + 4 * PIECE_BYTES;
+    let set = vec![format!("lease.bytes_max={dram_bytes}")];
+    let node =
+        Node::start(&NodeOptions { label: "node", dram_bytes, nvme_bytes: None, base: std::env::temp_dir(), set })?;
+    let bus = Bus::new(&device)?;
+    let bar = output.progress(fragments.len() as u64 * u64::from(args.rounds + 1), "moving");
+    let mut limits = Vec::new();
+    let mut cases = Vec::new();
+    for fragments in fragments {
+        cases.push(case(&node, &device, &bus, fragments, args, &mut limits, &|| bar.inc(1))?);
+    }
+    bar.finish_and_clear();
+    let of = |pick: fn(&Limit) -> f64| rounded(median(limits.iter().map(pick)));
+    let required = Required {
+        block_first_ratio: BLOCK_FIRST_RATIO_MIN,
+        scattered_ratio: SCATTERED_RATIO_MIN,
+        both_ratio: BOTH_RATIO_MIN,
+    };
+    let report = Report {
+        device: if args.twin { "twin".into() } else { format!("GPU {}", args.gpu) },
+        working_set_bytes: bytes,
+        rounds: args.rounds,
+        requests: args.requests,
+        multiprocessors: args.multiprocessors,
+        chunk_bytes: args.chunk_bytes.0,
+        within_required: cases.iter().all(|case| case.is_within(&required)),
+        required,
+        limit: Limit {
+            to_host_gb_per_second: of(|limit| limit.to_host_gb_per_second),
+            to_device_gb_per_second: of(|limit| limit.to_device_gb_per_second),
+            both_gb_per_second: of(|limit| limit.both_gb_per_second),
+        },
+        cases,
+        load_average: load_average(),
+    };
+    output.show(&report, text)?;
+    Ok(Exit::Ok)
+}
+
+fn failed(error: impl ToString) -> Failure {
+    Failure::new(Exit::Failure, error.to_string())
+}
+
+fn case(
+    node: &Node,
+    device: &Device,
+    bus: &Bus,
+    fragments: Fragments,
+    args: &HbmArgs,
+    limits: &mut Vec<Limit>,
+    step: &dyn Fn(),
+) -> Result<Case, Failure> {
+    let options = LaneOptions {
+        multiprocessors: args.multiprocessors,
+        chunk_bytes: args.chunk_bytes.0 as usize,
+        ..LaneOptions::default()
+    };
+    let (socket, requests) = (node.socket(), usize::from(args.requests));
+    let field = |number| Field::new(&socket, number, device, fragments, args.mib << 20, &options);
+    let (mut field, mut other) = (field(1)?, field(2)?);
+    let gigabytes = field.bytes() as f64 / 1e9;
+    let (mut stores, mut loads, mut boths) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..=args.rounds {
+        purge(&node.connection())?;
+        let limit = bus.limit(device)?;
+        let store = gigabytes / field.store(requests)?;
+        let load = gigabytes / field.load(requests)?;
+        let both = 2.0 * gigabytes / together(|| other.store(requests), || field.load(requests))?;
+        if round == 0 {
+            field.spoil()?;
+            field.load(requests)?;
+            field.check()?;
+        } else {
+            stores.push((store, limit.to_host_gb_per_second));
+            loads.push((load, limit.to_device_gb_per_second));
+            boths.push((both, limit.both_gb_per_second));
+            limits.push(limit);
+        }
+        step();
+    }
+    let peer = |batched| -> Result<Peer, Failure> {
+        let rate = |way| field.copies(device, way, batched);
+        Ok(Peer {
+            to_host_gb_per_second: rounded(rate(Way::ToHost)?),
+            to_device_gb_per_second: rounded(rate(Way::ToDevice)?),
+        })
+    };
+    Ok(Case {
+        fragment_bytes: fragments.bytes(),
+        block_bytes: fragments.shape().block_bytes(),
+        store: side(&stores),
+        load: side(&loads),
+        both: side(&boths),
+        copy_loop: peer(false)?,
+        // A driver that has no such function is no failure of ours.
+        copy_batch: peer(true).ok(),
+    })
+}
+
+/// Seconds until both are done.
+fn together(
+    one: impl FnOnce() -> Result<f64, Failure> + Send,
+    other: impl FnOnce() -> Result<f64, Failure>,
+) -> Result<f64, Failure> {
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other()?;
+        Ok(one.join().map_err(|_| failed("a thread panicked"))??.max(other))
+    })
+}
+
+fn side(rounds: &[(f64, f64)]) -> Side {
+    let ratios: Vec<f64> = rounds.iter().map(|(ours, limit)| rounded(ours / limit)).collect();
+    Side {
+        gb_per_second: rounded(median(rounds.iter().map(|(ours, _)| *ours))),
+        ratio: median(ratios.iter().copied()),
+        ratios,
+    }
+}
+
+impl Case {
+    fn is_within(&self, required: &Required) -> bool {
+        let block_first = self.fragment_bytes == self.block_bytes as u64;
+        let one_way = if block_first { required.block_first_ratio } else { required.scattered_ratio };
+        self.store.ratio >= one_way && self.load.ratio >= one_way && self.both.ratio >= required.both_ratio
+    }
+}
+
+fn text(report: &Report) -> String {
+    let rows = report.cases.iter().flat_map(|case| {
+        let fragment = ByteSize::b(case.fragment_bytes).to_string();
+        let batch = case.copy_batch.as_ref();
+        let sides = [
+            (
+                "store",
+                &case.store,
+                Some(case.copy_loop.to_host_gb_per_second),
+                batch.map(|peer| peer.to_host_gb_per_second),
+            ),
+            (
+                "load",
+                &case.load,
+                Some(case.copy_loop.to_device_gb_per_second),
+                batch.map(|peer| peer.to_device_gb_per_second),
+            ),
+            ("both", &case.both, None, None),
+        ];
+        let told = |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
+        sides.map(|(way, side, one_by_one, batch)| {
+            let rate = format!("{:.1}", side.gb_per_second);
+            vec![fragment.clone(), way.into(), rate, format!("{:.3}", side.ratio), told(one_by_one), told(batch)]
+        })
+    });
+    let head = ["fragment", "way", "GB/s", "ratio", "copy loop", "copy batch"];
+    let Limit { to_host_gb_per_second, to_device_gb_per_second, both_gb_per_second } = report.limit;
+    format!(
+        "{}\n\ncontiguous pinned copies: {to_host_gb_per_second:.1} GB/s to the host, {to_device_gb_per_second:.1} to the device, \
+         {both_gb_per_second:.1} both ways; medians of {} rounds; load average {:.2}\n",
+        table(&head, rows),
+        report.rounds,
+        report.load_average
+    )
+}

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build check test lint demo torture sim corruption hostile deaths bugs mutants bench bench-object
+.PHONY: help setup build check test lint demo torture sim corruption hostile deaths test-gpu bugs mutants bench bench-object
 
 # One target directory for all checkouts: dependencies compile once.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvd/target
@@ -53,6 +53,9 @@ hostile: build ## 10^6 mutated frames and ring entries, floods, slow peers, segm
 
 deaths: build ## Engines killed and stopped in the middle of copies, daemons that stand still (some ten minutes)
 	KVD_DEATHS=1 cargo test --workspace --test deaths -- --nocapture --test-threads=1
+
+test-gpu: build ## Layouts, flips and engines on a GPU, beside the same on CPUs; without a GPU it says so
+	cargo test --workspace --test gpu -- --nocapture
 
 bugs: setup ## Plant each known bug and see whether the simulation finds it
 	tests/sim/bugs.sh

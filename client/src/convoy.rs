@@ -81,23 +81,9 @@ impl<'a, T> Convoy<'a, T> {
         let Some(lane) = self.lane.filter(|_| !self.moves.is_empty()) else { return Ok(()) };
         let (moves, tags) = (std::mem::take(&mut self.moves), std::mem::take(&mut self.tags));
         let guard = Some(self.session.begin_copy().ok_or(CallError::Down)?);
-        let flight = loop {
-            // Only who has nothing under way may wait for others.
-            if self.under_way.is_empty() {
-                break lane.begin(self.way, moves, until).map_err(failed)?.ok_or(CallError::Timeout)?;
-            }
-            if let Some(flight) = lane.try_begin(self.way, moves.clone()).map_err(failed)? {
-                break flight;
-            }
-            self.end_one()?;
-        };
+        let flight = lane.begin(self.way, moves, until).map_err(failed)?.ok_or(CallError::Timeout)?;
         self.under_way.push_back(Chunk { flight: Some(flight), tags, units: lane.layout().units(), guard });
         Ok(())
-    }
-
-    /// Whether nothing is under way.
-    pub(crate) fn is_over(&self) -> bool {
-        self.moves.is_empty() && self.under_way.is_empty() && self.moved.is_empty()
     }
 
     /// The next block that has come to its end, waiting for it where some are under way. `None`: there are none.

@@ -12,7 +12,7 @@ mod twin;
 use std::sync::Arc;
 
 use crate::sys::copy::copy;
-use crate::sys::cuda::{Gpu, Pinned};
+use crate::sys::cuda::{self, Gpu, Pinned};
 use crate::sys::{Memory, MemoryExtent, Region};
 pub(crate) use lane::Backend;
 pub use lane::{Between, Flight, Lane, LaneOptions, RecordMove, Way};
@@ -54,6 +54,9 @@ pub enum DeviceError {
         /// Length in bytes.
         bytes: usize,
     },
+    /// Matrix products were asked for where there is no library for them.
+    #[error("libcublas.so is not there: name its folder in LD_LIBRARY_PATH")]
+    NoProducts,
     /// A range lies outside its memory, or memory of another device was given.
     #[error("the memory is too small, or of another device")]
     Memory,
@@ -131,6 +134,14 @@ impl Device {
         }
     }
 
+    /// An engine's load on the device, for measurements: products of square matrices with so many rows.
+    pub fn products(&self, size: u16) -> Result<Products, DeviceError> {
+        match &self.0 {
+            Kind::Twin => Err(DeviceError::NoProducts),
+            Kind::Cuda(gpu) => gpu.products(size).map(Products),
+        }
+    }
+
     /// Lets the device read and write host memory by itself, which is several times faster, until the result is dropped.
     pub fn pin(&self, memory: &Arc<dyn Memory>) -> Result<PinnedMemory, DeviceError> {
         match &self.0 {
@@ -147,6 +158,17 @@ impl Device {
             Kind::Cuda(gpu) => Box::new(gpu.lane(&layout, chunks, records, options)?),
         };
         Ok(Lane::new(self.clone(), backend, layout, chunks, records))
+    }
+}
+
+/// See [`Device::products`].
+#[derive(Debug)]
+pub struct Products(cuda::Products);
+
+impl Products {
+    /// Makes so many products, and waits for the last.
+    pub fn step(&mut self, count: u32) -> Result<(), DeviceError> {
+        self.0.step(count)
     }
 }
 

@@ -69,11 +69,6 @@ impl<'a> Filling<'a> {
         self.convoy.send(deadline)
     }
 
-    /// Whether no device is at it.
-    pub(super) fn is_over(&self) -> bool {
-        self.convoy.is_over()
-    }
-
     /// Waits for the device. What the commit says, of how many blocks.
     pub(super) fn finish(mut self) -> Result<(Vec<u8>, u32), CallError> {
         while let Some(moved) = self.convoy.next()? {

@@ -1,5 +1,7 @@
 //! The way of batches to the daemon: while one is copied, the next is offered and the one before is published.
 
+use std::collections::VecDeque;
+
 use kvd_nixl::device::Way;
 use kvd_proto::MissReason;
 use kvd_proto::wire::ring::{Op, Request, Status};
@@ -29,8 +31,8 @@ impl<'a> Pipeline<'a> {
     ) -> Result<(), CallError> {
         let mut first = 0;
         let mut ahead: Option<Offered<'a>> = None;
-        // A device is at it.
-        let mut filling: Option<Filled<'a>> = None;
+        // A device is at them.
+        let mut filling: VecDeque<Filled<'a>> = VecDeque::new();
         let mut behind: Option<Published<'a>> = None;
         loop {
             let offered = match ahead.take() {
@@ -38,7 +40,7 @@ impl<'a> Pipeline<'a> {
                 None if first == batches.count => break,
                 None => {
                     // A store that waits for a place while it holds another could wait for ever.
-                    if let Some(filled) = filling.take() {
+                    for filled in filling.drain(..) {
                         self.publish(filled, &mut behind, stored, settled)?;
                     }
                     if let Some(before) = behind.take() {
@@ -53,17 +55,17 @@ impl<'a> Pipeline<'a> {
             {
                 ahead = Some(self.offer(call, batches, &mut first)?);
             }
-            let filled = self.fill(offered)?;
-            let ready = match filled.filling.is_over() {
-                true => [filling.take(), Some(filled)],
-                // The device goes on with this batch while the one before is published.
-                false => [filling.replace(filled), None],
-            };
-            for filled in ready.into_iter().flatten() {
+            let lane = offered.batch.store.sources[offered.batch.first].lane();
+            filling.push_back(self.fill(offered)?);
+            // The device goes on with these while the ones before are published; two stores share its chunks.
+            let going_on = lane.map_or(0, |lane| lane.chunks() / 2);
+            while filling.len() > going_on
+                && let Some(filled) = filling.pop_front()
+            {
                 self.publish(filled, &mut behind, stored, settled)?;
             }
         }
-        if let Some(filled) = filling {
+        for filled in filling {
             self.publish(filled, &mut behind, stored, settled)?;
         }
         behind.map_or(Ok(()), |last| last.settle(stored, settled))

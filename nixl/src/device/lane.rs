@@ -1,7 +1,7 @@
 //! Chunks of records on their way, several at a time.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Device, DeviceError, DeviceMemory, RecordLayout};
@@ -12,6 +12,8 @@ const STUCK: Duration = Duration::from_secs(10);
 /// Looks at a chunk without a pause, and the pause between later ones.
 const SPIN: Duration = Duration::from_micros(20);
 const PAUSE: Duration = Duration::from_micros(20);
+/// How often it is asked whether the device still works.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
 /// Which way records go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,8 +43,10 @@ pub struct LaneOptions {
     pub chunk_bytes: usize,
     /// Chunks under way at a time, two at least.
     pub chunks: usize,
-    /// Multiprocessors that gather and scatter may take. They run at low priority, for some ten microseconds per chunk.
+    /// Multiprocessors that gather and scatter may take, for some ten microseconds per chunk.
     pub multiprocessors: u32,
+    /// Whether they are taken before an engine's waiting kernels. Those that run are not stopped.
+    pub urgent: bool,
     /// A test's look at staging memory between the two steps of a chunk.
     #[doc(hidden)]
     pub between: Option<Between>,
@@ -50,7 +54,7 @@ pub struct LaneOptions {
 
 impl Default for LaneOptions {
     fn default() -> Self {
-        Self { chunk_bytes: 16 << 20, chunks: 4, multiprocessors: 16, between: None }
+        Self { chunk_bytes: 32 << 20, chunks: 6, multiprocessors: 32, urgent: true, between: None }
     }
 }
 
@@ -77,12 +81,14 @@ impl fmt::Debug for Between {
     }
 }
 
-/// What moves a lane's chunks. `begin` is called for a chunk that is done, and only for records of the lane's layout.
+/// What moves a lane's chunks.
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
-    /// Begins to move records through a chunk.
+    /// Begins to move records of the lane's layout through a chunk that is done, or was never begun.
     fn begin(&self, chunk: usize, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError>;
-    /// Whether the chunk's moves are over.
-    fn is_done(&self, chunk: usize) -> Result<bool, DeviceError>;
+    /// Whether the chunk's moves are over; never, where `begin` failed half way.
+    fn is_done(&self, chunk: usize) -> bool;
+    /// Why nothing will ever end any more, if that is so.
+    fn is_alive(&self) -> Result<(), DeviceError>;
     /// The checksums of what the device read, record after record.
     fn sums(&self, chunk: usize, records: usize) -> Vec<u64>;
 }
@@ -97,15 +103,26 @@ struct Shared {
     backend: Box<dyn Backend>,
     layout: RecordLayout,
     records_max: usize,
-    /// Guards which chunks are free. Held for moments.
+    /// Guards who has which chunk. Held for moments.
     state: Mutex<State>,
-    freed: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
-    free: Vec<usize>,
+    chunks: Vec<Option<Flying>>,
+    /// Checksums of flights whose chunk another one has by now.
+    ended: Vec<(u64, Vec<u64>)>,
+    flights: u64,
     lost: bool,
+}
+
+/// Who has a chunk.
+#[derive(Debug, Clone, Copy)]
+struct Flying {
+    flight: u64,
+    records: usize,
+    /// Whether all of it is with the device. Before, what the device says is of the flight before it.
+    begun: bool,
 }
 
 impl Shared {
@@ -115,7 +132,31 @@ impl Shared {
 
     fn lose(&self) {
         self.lock().lost = true;
-        self.freed.notify_all();
+    }
+
+    /// A chunk that nobody has. One whose flight has ended is taken from it: nobody has to wait for its owner.
+    fn take_chunk(&self, state: &mut State) -> Option<usize> {
+        if let Some(free) = state.chunks.iter().position(Option::is_none) {
+            return Some(free);
+        }
+        let ended = |(chunk, flying): (usize, &Option<Flying>)| {
+            flying.filter(|flying| flying.begun && self.backend.is_done(chunk)).map(|flying| (chunk, flying))
+        };
+        let (chunk, flying) = state.chunks.iter().enumerate().find_map(ended)?;
+        state.ended.push((flying.flight, self.backend.sums(chunk, flying.records)));
+        state.chunks[chunk] = None;
+        Some(chunk)
+    }
+
+    /// The checksums of a flight, if it has ended.
+    fn end(&self, flight: u64, chunk: usize) -> Option<Vec<u64>> {
+        let mut state = self.lock();
+        if let Some(at) = state.ended.iter().position(|(ended, _)| *ended == flight) {
+            return Some(state.ended.swap_remove(at).1);
+        }
+        let flying = state.chunks[chunk].filter(|_| self.backend.is_done(chunk))?;
+        state.chunks[chunk] = None;
+        Some(self.backend.sums(chunk, flying.records))
     }
 }
 
@@ -127,8 +168,8 @@ impl Lane {
         chunks: usize,
         records_max: usize,
     ) -> Self {
-        let state = Mutex::new(State { free: (0..chunks).collect(), lost: false });
-        Self(Arc::new(Shared { device, backend, layout, records_max, state, freed: Condvar::new() }))
+        let state = State { chunks: vec![None; chunks], ended: Vec::new(), flights: 0, lost: false };
+        Self(Arc::new(Shared { device, backend, layout, records_max, state: Mutex::new(state) }))
     }
 
     /// Whose memory it is.
@@ -151,48 +192,51 @@ impl Lane {
         self.0.records_max
     }
 
-    /// Begins to move at most [`Lane::records_max`] records. Waits for a free chunk, so whoever has one under way already uses
-    /// [`Lane::try_begin`]. `None`: there was none until then.
+    /// Chunks under way at a time, at most.
+    pub fn chunks(&self) -> usize {
+        self.0.lock().chunks.len()
+    }
+
+    /// Begins to move at most [`Lane::records_max`] records, once the device has ended with one of the chunks. `None`: it had not
+    /// until then.
     pub fn begin(&self, way: Way, moves: Vec<RecordMove>, until: Instant) -> Result<Option<Flight>, DeviceError> {
-        let mut state = self.0.lock();
-        while state.free.is_empty() && !state.lost {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
-            }
-            state = self.0.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        self.launch(state, way, moves).map(Some)
-    }
-
-    /// The same, if a chunk is free now.
-    pub fn try_begin(&self, way: Way, moves: Vec<RecordMove>) -> Result<Option<Flight>, DeviceError> {
-        let state = self.0.lock();
-        if state.free.is_empty() && !state.lost { Ok(None) } else { self.launch(state, way, moves).map(Some) }
-    }
-
-    fn launch(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        way: Way,
-        moves: Vec<RecordMove>,
-    ) -> Result<Flight, DeviceError> {
         let layout = &self.0.layout;
         let fits = |one: &RecordMove| one.index < layout.blocks() && one.host.len() == layout.record_bytes();
         if moves.len() > self.0.records_max || !moves.iter().all(fits) {
             return Err(DeviceError::Memory);
         }
-        if state.lost {
-            return Err(DeviceError::Lost);
+        loop {
+            let mut state = self.0.lock();
+            if state.lost {
+                return Err(DeviceError::Lost);
+            }
+            if let Some(chunk) = self.0.take_chunk(&mut state) {
+                state.flights += 1;
+                let flight = state.flights;
+                state.chunks[chunk] = Some(Flying { flight, records: moves.len(), begun: false });
+                drop(state);
+                return self.launch(Flight { lane: self.0.clone(), number: flight, chunk, moves, sums: None }, way);
+            }
+            drop(state);
+            if Instant::now() >= until {
+                return Ok(None);
+            }
+            std::thread::sleep(PAUSE);
         }
-        let chunk = state.free.pop().ok_or(DeviceError::Lost)?;
-        drop(state);
-        let flight = Flight { lane: self.0.clone(), chunk, moves, over: false };
-        match flight.lane.backend.begin(chunk, way, &flight.moves) {
-            Ok(()) => Ok(flight),
-            // What was begun of it may run on: it is waited for as any other.
+    }
+
+    fn launch(&self, flight: Flight, way: Way) -> Result<Option<Flight>, DeviceError> {
+        match self.0.backend.begin(flight.chunk, way, &flight.moves) {
+            Ok(()) => {
+                if let Some(flying) = &mut self.0.lock().chunks[flight.chunk] {
+                    flying.begun = true;
+                }
+                Ok(Some(flight))
+            }
+            // What was begun of it may run on, and nobody will say when it ends.
             Err(error) => {
-                flight.lane.lose();
+                self.0.lose();
+                flight.leave();
                 Err(error)
             }
         }
@@ -203,9 +247,11 @@ impl Lane {
 #[derive(Debug)]
 pub struct Flight {
     lane: Arc<Shared>,
+    number: u64,
     chunk: usize,
     moves: Vec<RecordMove>,
-    over: bool,
+    /// Once it has ended.
+    sums: Option<Vec<u64>>,
 }
 
 impl Flight {
@@ -217,43 +263,39 @@ impl Flight {
     /// Waits for the end. The checksums of all units that the device read, record after record, [`RecordLayout::units`] each.
     pub fn finish(mut self) -> Result<Vec<u64>, DeviceError> {
         self.wait()?;
-        Ok(self.lane.backend.sums(self.chunk, self.moves.len()))
+        Ok(self.sums.as_mut().map(std::mem::take).unwrap_or_default())
+    }
+
+    /// Leaves both sides' memory to the device, for good.
+    fn leave(self) {
+        std::mem::forget(self);
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {
-        if self.over {
-            return Ok(());
-        }
         let started = Instant::now();
-        loop {
-            let done = self.lane.backend.is_done(self.chunk);
+        let mut asked = Duration::ZERO;
+        while self.sums.is_none() {
+            self.sums = self.lane.end(self.number, self.chunk);
             let waited = started.elapsed();
-            match done {
-                Ok(true) => {
-                    self.over = true;
-                    return Ok(());
-                }
-                Ok(false) if waited < SPIN => std::hint::spin_loop(),
-                Ok(false) if waited < STUCK => std::thread::sleep(PAUSE),
-                Ok(false) => {
-                    self.lane.lose();
-                    return Err(DeviceError::Stuck { seconds: STUCK.as_secs() });
-                }
-                Err(error) => {
-                    self.lane.lose();
-                    return Err(error);
-                }
+            if self.sums.is_some() || waited < SPIN {
+                std::hint::spin_loop();
+                continue;
             }
+            if waited - asked >= ASK_EVERY {
+                asked = waited;
+                let stuck = (waited >= STUCK).then_some(DeviceError::Stuck { seconds: STUCK.as_secs() });
+                let alive = self.lane.backend.is_alive().and(stuck.map_or(Ok(()), Err));
+                alive.inspect_err(|_| self.lane.lose())?;
+            }
+            std::thread::sleep(PAUSE);
         }
+        Ok(())
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if self.wait().is_ok() {
-            self.lane.lock().free.push(self.chunk);
-            self.lane.freed.notify_one();
-        } else {
+        if self.wait().is_err() {
             // The device may still write there: neither side's memory is ever given back.
             std::mem::forget((self.lane.clone(), std::mem::take(&mut self.moves)));
         }

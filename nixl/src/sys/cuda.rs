@@ -3,11 +3,14 @@
 //! All work is done in the device's primary context, which an engine of the same process uses as well, so its memory can be read
 //! and written here without being exported. The context is made current for the length of a call and the one before put back.
 
+mod copies;
 mod driver;
 mod job;
 mod lane;
 mod memory;
+mod products;
 mod stream;
 
 pub(crate) use driver::Gpu;
 pub(crate) use memory::{CudaExtent, Pinned};
+pub(crate) use products::Products;

@@ -11,9 +11,11 @@ use super::stats::{median, rounded};
 use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::output::{Output, table};
 use bus::Bus;
+use busy::{Busy, Moves};
 use field::{Field, Fragments};
 
 mod bus;
+mod busy;
 mod field;
 
 pub(super) const EXAMPLES: &str = "\
@@ -21,10 +23,6 @@ Examples:
   kvd bench hbm                                GPU 0: needs 4 GiB of its memory and 10 GiB of shared memory for a minute
   kvd bench hbm --fragment-bytes 8KiB --json
   kvd bench hbm --twin --mib 64 --rounds 1     on CPUs: shows that it works, and measures nothing";
-
-const BLOCK_FIRST_RATIO_MIN: f64 = 0.97;
-const SCATTERED_RATIO_MIN: f64 = 0.93;
-const BOTH_RATIO_MIN: f64 = 0.9;
 
 /// `kvd bench hbm`.
 #[derive(Debug, Args)]
@@ -44,13 +42,22 @@ pub struct HbmArgs {
     /// Longest runs of a block's bytes that lie side by side: 8KiB, 16KiB, 64KiB, 256KiB, or 2MiB for all of it.
     #[arg(long, default_values = ["8KiB", "16KiB", "64KiB", "256KiB", "2MiB"], value_delimiter = ',', value_name = "SIZE")]
     fragment_bytes: Vec<ByteSize>,
+    /// The same while the engine makes matrix products, large and small ones; needs libcublas.so.
+    #[arg(long, conflicts_with = "twin")]
+    busy: bool,
+    /// Let gathers and scatters wait behind the engine's kernels instead of going before those that have not begun.
+    #[arg(long)]
+    patient: bool,
     /// Chains that are stored, or loaded, at a time: requests of an engine overlap.
     #[arg(long, default_value_t = 2, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=16))]
     requests: u8,
     /// Multiprocessors that gather and scatter.
     #[arg(long, default_value_t = LaneOptions::default().multiprocessors, value_name = "COUNT")]
     multiprocessors: u32,
-    /// Staging memory of one chunk, of which four are under way.
+    /// Chunks under way at a time.
+    #[arg(long, default_value_t = LaneOptions::default().chunks as u8, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(2..=64))]
+    chunks: u8,
+    /// Staging memory of one chunk.
     #[arg(long, default_value_t = ByteSize::b(LaneOptions::default().chunk_bytes as u64), value_name = "SIZE")]
     chunk_bytes: ByteSize,
 }
@@ -62,6 +69,7 @@ struct Report {
     rounds: u32,
     requests: u8,
     multiprocessors: u32,
+    chunks: u8,
     chunk_bytes: u64,
     required: Required,
     within_required: bool,
@@ -76,6 +84,10 @@ struct Required {
     block_first_ratio: f64,
     scattered_ratio: f64,
     both_ratio: f64,
+    /// To the rate of the idle engine, what the engine may lose, and by what its slowest steps may grow.
+    busy_ratio: f64,
+    engine_loss_max: f64,
+    step_p99_growth_max: f64,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -98,6 +110,7 @@ struct Case {
     copy_loop: Peer,
     /// One call of the driver's batch function.
     copy_batch: Option<Peer>,
+    busy: Vec<Busy>,
 }
 
 #[derive(Debug, Serialize)]
@@ -134,9 +147,12 @@ pub(super) fn run(args: &HbmArgs, output: Output) -> Outcome {
     bar.finish_and_clear();
     let of = |pick: fn(&Limit) -> f64| rounded(median(limits.iter().map(pick)));
     let required = Required {
-        block_first_ratio: BLOCK_FIRST_RATIO_MIN,
-        scattered_ratio: SCATTERED_RATIO_MIN,
-        both_ratio: BOTH_RATIO_MIN,
+        block_first_ratio: 0.97,
+        scattered_ratio: 0.93,
+        both_ratio: 0.9,
+        busy_ratio: 0.9,
+        engine_loss_max: 0.03,
+        step_p99_growth_max: 0.1,
     };
     let report = Report {
         device: if args.twin { "twin".into() } else { format!("GPU {}", args.gpu) },
@@ -144,6 +160,7 @@ pub(super) fn run(args: &HbmArgs, output: Output) -> Outcome {
         rounds: args.rounds,
         requests: args.requests,
         multiprocessors: args.multiprocessors,
+        chunks: args.chunks,
         chunk_bytes: args.chunk_bytes.0,
         within_required: cases.iter().all(|case| case.is_within(&required)),
         required,
@@ -174,12 +191,14 @@ fn case(
 ) -> Result<Case, Failure> {
     let options = LaneOptions {
         multiprocessors: args.multiprocessors,
+        urgent: !args.patient,
         chunk_bytes: args.chunk_bytes.0 as usize,
+        chunks: args.chunks.into(),
         ..LaneOptions::default()
     };
     let (socket, requests) = (node.socket(), usize::from(args.requests));
     let field = |number| Field::new(&socket, number, device, fragments, args.mib << 20, &options);
-    let (mut field, mut other) = (field(1)?, field(2)?);
+    let (field, other) = (field(1)?, field(2)?);
     let gigabytes = field.bytes() as f64 / 1e9;
     let (mut stores, mut loads, mut boths) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=args.rounds {
@@ -207,15 +226,42 @@ fn case(
             to_device_gb_per_second: rounded(rate(Way::ToDevice)?),
         })
     };
+    let (store, load) = (side(&stores), side(&loads));
+    let busy = if args.busy {
+        let (storing, loading) = (|| field.store(requests), || field.load(requests));
+        let (out, back) = (|| bus.copy(device, Way::ToHost), || bus.copy(device, Way::ToDevice));
+        let limit = |pick: fn(&Limit) -> f64| median(limits.iter().map(pick));
+        // Plain copies as well: what the bus itself costs an engine whose launches go over it.
+        let all = [
+            Moves { way: "store", gigabytes, idle: store.gb_per_second, once: &storing },
+            Moves {
+                way: "copy to host",
+                gigabytes: Bus::gigabytes(),
+                idle: limit(|limit| limit.to_host_gb_per_second),
+                once: &out,
+            },
+            Moves { way: "load", gigabytes, idle: load.gb_per_second, once: &loading },
+            Moves {
+                way: "copy to device",
+                gigabytes: Bus::gigabytes(),
+                idle: limit(|limit| limit.to_device_gb_per_second),
+                once: &back,
+            },
+        ];
+        busy::beside(device, &all)?
+    } else {
+        Vec::new()
+    };
     Ok(Case {
         fragment_bytes: fragments.bytes(),
         block_bytes: fragments.shape().block_bytes(),
-        store: side(&stores),
-        load: side(&loads),
+        store,
+        load,
         both: side(&boths),
         copy_loop: peer(false)?,
         // A driver that has no such function is no failure of ours.
         copy_batch: peer(true).ok(),
+        busy,
     })
 }
 
@@ -244,7 +290,13 @@ impl Case {
     fn is_within(&self, required: &Required) -> bool {
         let block_first = self.fragment_bytes == self.block_bytes as u64;
         let one_way = if block_first { required.block_first_ratio } else { required.scattered_ratio };
-        self.store.ratio >= one_way && self.load.ratio >= one_way && self.both.ratio >= required.both_ratio
+        let idle = self.store.ratio >= one_way && self.load.ratio >= one_way && self.both.ratio >= required.both_ratio;
+        let mut ours = self.busy.iter().filter(|busy| !busy.way.starts_with("copy"));
+        idle && ours.all(|busy| {
+            busy.ratio >= required.busy_ratio
+                && busy.engine_loss <= required.engine_loss_max
+                && busy.step_p99_growth <= required.step_p99_growth_max
+        })
     }
 }
 
@@ -275,11 +327,33 @@ fn text(report: &Report) -> String {
     });
     let head = ["fragment", "way", "GB/s", "ratio", "copy loop", "copy batch"];
     let Limit { to_host_gb_per_second, to_device_gb_per_second, both_gb_per_second } = report.limit;
+    let busy = busy_text(report);
     format!(
-        "{}\n\ncontiguous pinned copies: {to_host_gb_per_second:.1} GB/s to the host, {to_device_gb_per_second:.1} to the device, \
+        "{}{busy}\n\ncontiguous pinned copies: {to_host_gb_per_second:.1} GB/s to the host, {to_device_gb_per_second:.1} to the device, \
          {both_gb_per_second:.1} both ways; medians of {} rounds; load average {:.2}\n",
         table(&head, rows),
         report.rounds,
         report.load_average
     )
+}
+
+fn busy_text(report: &Report) -> String {
+    let rows = report.cases.iter().flat_map(|case| {
+        let fragment = ByteSize::b(case.fragment_bytes).to_string();
+        case.busy.iter().map(move |busy| {
+            vec![
+                fragment.clone(),
+                busy.way.into(),
+                busy.matrix_rows.to_string(),
+                format!("{:.1}", busy.gb_per_second),
+                format!("{:.3}", busy.ratio),
+                format!("{:.1} %", 100.0 * busy.engine_loss),
+                format!("{:.2} ms", busy.step_p99_ms),
+                format!("{:+.1} %", 100.0 * busy.step_p99_growth),
+            ]
+        })
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    let head = ["fragment", "way", "rows", "GB/s", "to idle", "engine loses", "step p99", "p99 grows"];
+    if rows.is_empty() { String::new() } else { format!("\n\n{}", table(&head, rows)) }
 }

@@ -37,6 +37,13 @@ pub(super) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The value below which that part of them lies.
+pub(super) fn percentile(mut values: Vec<f64>, fraction: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = (values.len() as f64 * fraction) as usize;
+    values.get(at.min(values.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+}
+
 /// Three digits behind the point are more than any of these figures is worth.
 pub(super) fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
@@ -53,5 +60,7 @@ mod tests {
         assert_eq!(Latency::of(Vec::new()).p50, 0.0);
         assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
         assert!(median([]).is_nan());
+        assert_eq!(percentile((0..200).map(f64::from).collect(), 0.99), 198.0);
+        assert!(percentile(Vec::new(), 0.5).is_nan());
     }
 }

@@ -18,6 +18,8 @@ pub(crate) struct Gpu(Arc<Context>);
 struct Context {
     device: CUdevice,
     context: CUcontext,
+    /// Of the driver.
+    version: c_int,
     /// `None` until the kernels are loaded.
     kernels: Option<Kernels>,
 }
@@ -70,10 +72,13 @@ impl Gpu {
         let mut device: CUdevice = 0;
         // SAFETY: the driver stores a number.
         check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, number) })?;
+        let mut version: c_int = 0;
+        // SAFETY: the driver stores a number.
+        check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut version) })?;
         let mut context: CUcontext = std::ptr::null_mut();
         // SAFETY: the driver stores a handle; it is released in `drop`.
         check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) })?;
-        let mut held = Context { device, context, kernels: None };
+        let mut held = Context { device, context, version, kernels: None };
         held.kernels = Some(bound(context, load)?);
         Ok(Self(Arc::new(held)))
     }
@@ -87,6 +92,11 @@ impl Gpu {
     pub(super) fn kernel(&self, way: Way) -> Result<CUfunction, DeviceError> {
         let kernels = self.0.kernels.ok_or(DeviceError::Lost)?;
         Ok(if way == Way::ToHost { kernels.gather } else { kernels.scatter })
+    }
+
+    /// The driver's version: 12080 for one of CUDA 12.8.
+    pub(super) fn version(&self) -> c_int {
+        self.0.version
     }
 
     /// Whether both are the same GPU.

@@ -1,17 +1,18 @@
 //! Chunks on a GPU: a kernel between the engine's memory and staging memory, copies between that and the host.
 //!
-//! A way has two streams of its own, one for kernels at the lowest priority and one for copies, so that the kernel of one chunk
-//! runs while the bytes of another are on the bus, and neither way waits for the other.
+//! A way has a stream for its copies, and each chunk one for its kernels: the kernel of one chunk runs while the bytes of another
+//! are on the bus, and where an engine's kernels leave room for a moment only, those of all chunks that wait run in it.
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::sys;
 
+use super::copies;
 use super::driver::{Gpu, check};
 use super::job::{Job, Piece, RECORD_BYTES, Record};
 use super::memory::{CudaExtent, HostMemory};
-use super::stream::{Event, Stream};
+use super::stream::{Event, Priority, Stream};
 use crate::device::{Backend, Between, DeviceError, DeviceMemory, LaneOptions, Place, RecordLayout, RecordMove, Way};
 use crate::sys::memory::Memory;
 
@@ -21,8 +22,8 @@ const THREADS: u32 = 512;
 /// A lane's side on the device.
 #[derive(Debug)]
 pub(crate) struct CudaLane {
-    to_host: Streams,
-    to_device: Streams,
+    to_host: Stream,
+    to_device: Stream,
     chunks: Vec<Chunk>,
     pieces: CudaExtent,
     layout: RecordLayout,
@@ -33,27 +34,20 @@ pub(crate) struct CudaLane {
 }
 
 #[derive(Debug)]
-struct Streams {
-    kernels: Stream,
-    copies: Stream,
-}
-
-#[derive(Debug)]
 struct Chunk {
+    kernels: Stream,
     staging: CudaExtent,
-    /// A row for each record, and behind them their checksums.
+    /// How often it was begun and, as the device writes it, how often it has ended; then a row for each record, and behind them
+    /// their checksums. We look at the second number and ask no function of the driver: its locks are the engine's too.
     table: HostMemory,
     sums_at: usize,
     half: Event,
-    done: Event,
-    /// One of the states below.
-    state: AtomicU8,
+    begun: AtomicU32,
 }
 
-/// Nothing was begun, or all that was has been waited for by `done`.
-const RECORDED: u8 = 0;
-/// Something was enqueued that `done` does not tell of.
-const BEGUN: u8 = 1;
+/// Where the device says how often a chunk has ended.
+const ENDED_AT: usize = 0;
+const ROWS_AT: usize = 64;
 
 impl Gpu {
     pub(crate) fn lane(
@@ -66,20 +60,21 @@ impl Gpu {
         let rows = describe(self, layout)?;
         let pieces = self.allocate(rows.len())?;
         pieces.write(0, &rows)?;
+        let priority = if options.urgent { Priority::Highest } else { Priority::Usual };
         let chunk = || {
-            let sums_at = records * RECORD_BYTES;
+            let sums_at = (ROWS_AT + records * RECORD_BYTES).next_multiple_of(64);
             Ok(Chunk {
+                kernels: Stream::new(self, priority)?,
                 staging: self.allocate(records * layout.staging_stride())?,
                 table: self.host(sums_at + records * layout.units() * 8)?,
                 sums_at,
                 half: Event::new(self)?,
-                done: Event::new(self)?,
-                state: AtomicU8::new(RECORDED),
+                begun: AtomicU32::new(0),
             })
         };
         Ok(CudaLane {
-            to_host: Streams::new(self)?,
-            to_device: Streams::new(self)?,
+            to_host: Stream::new(self, priority)?,
+            to_device: Stream::new(self, priority)?,
             chunks: (0..chunks).map(|_| chunk()).collect::<Result<_, DeviceError>>()?,
             pieces,
             layout: layout.clone(),
@@ -120,7 +115,7 @@ fn describe(gpu: &Gpu, layout: &RecordLayout) -> Result<Vec<u8>, DeviceError> {
 }
 
 impl CudaLane {
-    fn streams(&self, way: Way) -> &Streams {
+    fn copies(&self, way: Way) -> &Stream {
         match way {
             Way::ToHost => &self.to_host,
             Way::ToDevice => &self.to_device,
@@ -135,7 +130,7 @@ impl CudaLane {
         let small = |value: usize| u32::try_from(value).map_err(|_| DeviceError::Memory);
         let mut job = Job {
             pieces: self.pieces.address(),
-            records: chunk.table.address(0)?,
+            records: chunk.table.address(ROWS_AT)?,
             sums: chunk.table.address(chunk.sums_at)?,
             piece_count: small(self.layout.pieces().len())?,
             record_count: small(records)?,
@@ -146,9 +141,9 @@ impl CudaLane {
         };
         let kernel = self.gpu.kernel(way)?;
         let mut arguments: [*mut c_void; 1] = [(&raw mut job).cast()];
-        let (stream, grid) = (self.streams(way).kernels.handle(), self.multiprocessors);
+        let (stream, grid) = (chunk.kernels.handle(), self.multiprocessors);
         // SAFETY: the kernel takes one job, which the driver copies during the call. What the job names is held by the lane and by
-        // the flight until `done` has come: blocks below `layout.blocks()`, records inside the staging memory, sums in the table.
+        // the flight until the chunk has ended: blocks below `layout.blocks()`, records inside the staging memory, sums in the table.
         let launched = unsafe {
             sys::cuLaunchKernel(
                 kernel,
@@ -168,42 +163,32 @@ impl CudaLane {
     }
 
     fn copy(&self, chunk: &Chunk, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
-        let stream = self.streams(way).copies.handle();
-        for (at, one) in moves.iter().enumerate() {
-            let (host, flat, bytes): (*mut c_void, _, _) =
-                (one.host.as_ptr().cast(), self.flat(chunk, at), one.host.len());
-            match way {
-                Way::ToHost => {
-                    // SAFETY: the record lies inside the staging memory and inside the host memory, and both are held until `done`.
-                    let copied = unsafe { sys::cuMemcpyDtoHAsync_v2(host, flat, bytes, stream) };
-                    check("cuMemcpyDtoHAsync", copied)?;
-                }
-                Way::ToDevice => {
-                    // SAFETY: as above.
-                    let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(flat, host, bytes, stream) };
-                    check("cuMemcpyHtoDAsync", copied)?;
-                }
-            }
-        }
-        Ok(())
+        let pairs = moves.iter().enumerate().map(|(at, one)| (self.flat(chunk, at), &one.host));
+        // The records lie inside the staging memory and inside the host memory, and both are held until the chunk has ended.
+        copies::enqueue(&self.gpu, way, pairs, self.copies(way))
     }
 
-    fn enqueue(&self, chunk: &Chunk, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
-        let Streams { kernels, copies } = self.streams(way);
+    /// Lets the device say that the chunk has ended, behind what is in the stream.
+    fn tell(&self, chunk: &Chunk, stream: &Stream, begun: u32) -> Result<(), DeviceError> {
+        stream.write(chunk.table.address(ENDED_AT)?, begun)
+    }
+
+    fn enqueue(&self, chunk: &Chunk, way: Way, moves: &[RecordMove], begun: u32) -> Result<(), DeviceError> {
+        let (kernels, copies) = (&chunk.kernels, self.copies(way));
         match way {
             Way::ToHost => {
                 self.launch(chunk, way, moves.len())?;
                 chunk.half.between(kernels, copies)?;
                 self.look(chunk, way, &chunk.half)?;
                 self.copy(chunk, way, moves)?;
-                chunk.done.record(copies)
+                self.tell(chunk, copies, begun)
             }
             Way::ToDevice => {
                 self.copy(chunk, way, moves)?;
                 chunk.half.between(copies, kernels)?;
                 self.look(chunk, way, &chunk.half)?;
                 self.launch(chunk, way, moves.len())?;
-                chunk.done.record(kernels)
+                self.tell(chunk, kernels, begun)
             }
         }
     }
@@ -217,32 +202,30 @@ impl CudaLane {
     }
 }
 
-impl Streams {
-    fn new(gpu: &Gpu) -> Result<Self, DeviceError> {
-        Ok(Self { kernels: Stream::new(gpu)?, copies: Stream::new(gpu)? })
-    }
-}
-
 impl Backend for CudaLane {
     fn begin(&self, chunk: usize, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
         let chunk = &self.chunks[chunk];
         for (at, one) in moves.iter().enumerate() {
             let record = Record { flat: self.flat(chunk, at), index: one.index as u64, seed: one.seed };
-            chunk.table.write(at * RECORD_BYTES, &record.to_bytes()).map_err(|_| DeviceError::Memory)?;
+            chunk.table.write(ROWS_AT + at * RECORD_BYTES, &record.to_bytes()).map_err(|_| DeviceError::Memory)?;
         }
-        // Relaxed: a chunk belongs to one flight at a time, which was handed it under a lock.
-        chunk.state.store(BEGUN, Ordering::Relaxed);
-        self.gpu.bound(|| self.enqueue(chunk, way, moves))?;
-        chunk.state.store(RECORDED, Ordering::Relaxed);
-        Ok(())
+        // Relaxed: a chunk belongs to one flight at a time, which was handed it under a lock. Counted before anything is enqueued:
+        // of what breaks off half way nobody is told that it has ended.
+        let begun = chunk.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        self.gpu.bound(|| self.enqueue(chunk, way, moves, begun))
     }
 
-    fn is_done(&self, chunk: usize) -> Result<bool, DeviceError> {
+    fn is_done(&self, chunk: usize) -> bool {
         let chunk = &self.chunks[chunk];
-        if chunk.state.load(Ordering::Relaxed) == BEGUN {
-            return Err(DeviceError::Lost);
-        }
-        self.gpu.bound(|| chunk.done.is_over())
+        // Acquire: behind the device's word come its bytes.
+        let ended = chunk.table.atomic_u32(ENDED_AT).load(Ordering::Acquire);
+        ended == chunk.begun.load(Ordering::Relaxed)
+    }
+
+    fn is_alive(&self) -> Result<(), DeviceError> {
+        let copies = [&self.to_host, &self.to_device];
+        let mut streams = copies.into_iter().chain(self.chunks.iter().map(|chunk| &chunk.kernels));
+        self.gpu.bound(|| streams.try_for_each(Stream::is_alive))
     }
 
     fn sums(&self, chunk: usize, records: usize) -> Vec<u64> {

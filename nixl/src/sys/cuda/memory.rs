@@ -7,9 +7,8 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdeviceptr, CUmemorytype, CUpointer_attribute};
 
 use super::driver::{Gpu, check};
-use super::stream::Stream;
-use crate::device::{DeviceError, Way};
-use crate::sys::memory::{Memory, MemoryExtent, locate, sealed};
+use crate::device::DeviceError;
+use crate::sys::memory::{Memory, locate, sealed};
 
 /// Memory on a GPU, ours or an engine's.
 #[derive(Debug)]
@@ -63,25 +62,6 @@ impl Gpu {
             && device.and_then(|device| i32::try_from(device).ok()) == Some(self.device())
     }
 
-    /// One copy for each pair, in one stream, and waits for the last; `batched`: as one call of the driver's batch function.
-    pub(crate) fn copy_each(
-        &self,
-        way: Way,
-        pairs: &[(CudaExtent, MemoryExtent)],
-        batched: bool,
-    ) -> Result<(), DeviceError> {
-        if !pairs.iter().all(|(device, host)| device.len() == host.len() && device.gpu().is(self)) {
-            return Err(DeviceError::Memory);
-        }
-        let stream = Stream::new(self)?;
-        self.bound(|| {
-            let enqueued = if batched { batch(way, pairs, &stream) } else { one_by_one(way, pairs, &stream) };
-            // Also after an error: what was enqueued before it uses the memory.
-            stream.wait()?;
-            enqueued
-        })
-    }
-
     /// Pins host memory for all GPUs of the process.
     pub(crate) fn pin(&self, memory: &Arc<dyn Memory>) -> Result<Pinned, DeviceError> {
         let base: *mut c_void = memory.base().as_ptr().cast();
@@ -105,60 +85,6 @@ impl Gpu {
         memory.zero(0, len).map_err(|_| DeviceError::Memory)?;
         Ok(memory)
     }
-}
-
-fn one_by_one(way: Way, pairs: &[(CudaExtent, MemoryExtent)], stream: &Stream) -> Result<(), DeviceError> {
-    pairs.iter().try_for_each(|(device, host)| match way {
-        Way::ToHost => {
-            // SAFETY: both ranges have this length and are held by the caller, who waits for the stream.
-            let copied = unsafe {
-                sys::cuMemcpyDtoHAsync_v2(host.as_ptr().cast(), device.address(), host.len(), stream.handle())
-            };
-            check("cuMemcpyDtoHAsync", copied)
-        }
-        Way::ToDevice => {
-            // SAFETY: as above.
-            let copied = unsafe {
-                sys::cuMemcpyHtoDAsync_v2(
-                    device.address(),
-                    host.as_ptr().cast_const().cast(),
-                    host.len(),
-                    stream.handle(),
-                )
-            };
-            check("cuMemcpyHtoDAsync", copied)
-        }
-    })
-}
-
-fn batch(way: Way, pairs: &[(CudaExtent, MemoryExtent)], stream: &Stream) -> Result<(), DeviceError> {
-    let mut on_device: Vec<CUdeviceptr> = pairs.iter().map(|(device, _)| device.address()).collect();
-    let mut on_host: Vec<CUdeviceptr> = pairs.iter().map(|(_, host)| host.as_ptr().addr() as u64).collect();
-    let mut sizes: Vec<usize> = pairs.iter().map(|(_, host)| host.len()).collect();
-    let (to, from) = match way {
-        Way::ToHost => (&mut on_host, &mut on_device),
-        Way::ToDevice => (&mut on_device, &mut on_host),
-    };
-    // SAFETY: a plain structure of numbers, of which zeros are valid.
-    let mut attributes: sys::CUmemcpyAttributes = unsafe { std::mem::zeroed() };
-    attributes.srcAccessOrder = sys::CUmemcpySrcAccessOrder::CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
-    let (mut first, mut failed) = (0usize, 0usize);
-    // SAFETY: three arrays of this length, one set of attributes for all from index 0 on; the ranges have these lengths and are
-    // held by the caller, who waits for the stream.
-    let enqueued = unsafe {
-        sys::cuMemcpyBatchAsync(
-            to.as_mut_ptr(),
-            from.as_mut_ptr(),
-            sizes.as_mut_ptr(),
-            pairs.len(),
-            &raw mut attributes,
-            &raw mut first,
-            1,
-            &raw mut failed,
-            stream.handle(),
-        )
-    };
-    check("cuMemcpyBatchAsync", enqueued)
 }
 
 impl CudaExtent {

@@ -5,7 +5,16 @@ use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUresult, CUstream, CUst
 use super::driver::{Gpu, check};
 use crate::device::DeviceError;
 
-/// A stream at the lowest priority.
+/// Whose blocks a GPU begins first when a multiprocessor is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Priority {
+    /// What a stream has that was made without asking, and most of an engine's have: the lowest there is.
+    Usual,
+    /// The highest.
+    Highest,
+}
+
+/// A stream of work.
 #[derive(Debug)]
 pub(super) struct Stream(CUstream, Gpu);
 
@@ -15,16 +24,17 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    pub(super) fn new(gpu: &Gpu) -> Result<Self, DeviceError> {
+    pub(super) fn new(gpu: &Gpu, priority: Priority) -> Result<Self, DeviceError> {
         gpu.bound(|| {
             let (mut lowest, mut highest) = (0, 0);
             // SAFETY: the driver stores two numbers.
             let asked = unsafe { sys::cuCtxGetStreamPriorityRange(&raw mut lowest, &raw mut highest) };
             check("cuCtxGetStreamPriorityRange", asked)?;
+            let priority = if priority == Priority::Usual { lowest } else { highest };
             let mut stream: CUstream = std::ptr::null_mut();
             let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
             // SAFETY: the driver stores a handle, which is destroyed in drop.
-            let made = unsafe { sys::cuStreamCreateWithPriority(&raw mut stream, flags, lowest) };
+            let made = unsafe { sys::cuStreamCreateWithPriority(&raw mut stream, flags, priority) };
             check("cuStreamCreateWithPriority", made)?;
             Ok(Self(stream, gpu.clone()))
         })
@@ -33,6 +43,21 @@ impl Stream {
     /// For calls of the driver, with its context current.
     pub(super) fn handle(&self) -> CUstream {
         self.0
+    }
+
+    /// Writes a word into host memory once all before it has ended, and is seen after all of that.
+    pub(super) fn write(&self, address: u64, word: u32) -> Result<(), DeviceError> {
+        // SAFETY: the stream is of the current context and alive, the word lies in memory that the caller holds until it was written.
+        check("cuStreamWriteValue32", unsafe { sys::cuStreamWriteValue32_v2(self.0, address, word, 0) })
+    }
+
+    /// An error of what was enqueued, if there was one.
+    pub(super) fn is_alive(&self) -> Result<(), DeviceError> {
+        // SAFETY: of the current context and alive.
+        match unsafe { sys::cuStreamQuery(self.0) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(()),
+            result => check("cuStreamQuery", result),
+        }
     }
 
     /// Waits for all that is in it. With its context current.
@@ -69,7 +94,7 @@ impl Event {
         })
     }
 
-    pub(super) fn record(&self, stream: &Stream) -> Result<(), DeviceError> {
+    fn record(&self, stream: &Stream) -> Result<(), DeviceError> {
         // SAFETY: both are of the current context and alive.
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.0, stream.0) })
     }
@@ -84,14 +109,6 @@ impl Event {
     pub(super) fn wait(&self) -> Result<(), DeviceError> {
         // SAFETY: of the current context and alive.
         check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.0) })
-    }
-
-    pub(super) fn is_over(&self) -> Result<bool, DeviceError> {
-        // SAFETY: of the current context and alive.
-        match unsafe { sys::cuEventQuery(self.0) } {
-            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            result => check("cuEventQuery", result).map(|()| true),
-        }
     }
 }
 

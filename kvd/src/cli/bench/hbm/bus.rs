@@ -36,19 +36,26 @@ impl Bus {
         Ok(Bus { sets: [set()?, set()?] })
     }
 
+    /// Bytes of one copy, in gigabytes.
+    pub(super) fn gigabytes() -> f64 {
+        (COPIES * COPY_BYTES) as f64 / 1e9
+    }
+
+    /// Copies them one way; seconds.
+    pub(super) fn copy(&self, device: &Device, way: Way) -> Result<f64, Failure> {
+        let set = &self.sets[usize::from(way == Way::ToDevice)];
+        let pairs = vec![(set.memory.clone(), set.host.clone()); COPIES];
+        let started = Instant::now();
+        device.copy_each(way, &pairs, false).map_err(failed)?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
     pub(super) fn limit(&self, device: &Device) -> Result<Limit, Failure> {
-        let gigabytes = (COPIES * COPY_BYTES) as f64 / 1e9;
-        let copy = |set: &Set, way| {
-            let pairs = vec![(set.memory.clone(), set.host.clone()); COPIES];
-            let started = Instant::now();
-            device.copy_each(way, &pairs, false).map_err(failed)?;
-            Ok(started.elapsed().as_secs_f64())
-        };
-        let [out, back] = &self.sets;
+        let (gigabytes, copy) = (Self::gigabytes(), |way| self.copy(device, way));
         Ok(Limit {
-            to_host_gb_per_second: gigabytes / copy(out, Way::ToHost)?,
-            to_device_gb_per_second: gigabytes / copy(back, Way::ToDevice)?,
-            both_gb_per_second: 2.0 * gigabytes / together(|| copy(out, Way::ToHost), || copy(back, Way::ToDevice))?,
+            to_host_gb_per_second: gigabytes / copy(Way::ToHost)?,
+            to_device_gb_per_second: gigabytes / copy(Way::ToDevice)?,
+            both_gb_per_second: 2.0 * gigabytes / together(|| copy(Way::ToHost), || copy(Way::ToDevice))?,
         })
     }
 }

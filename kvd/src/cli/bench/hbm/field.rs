@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use kvd_client::{BlockMemory, Engine, EngineLayout, PlaneMemory, StoreRequest, View};
@@ -83,7 +83,8 @@ pub(super) struct Field {
     fragments: Fragments,
     blocks: usize,
     number: u8,
-    round: u32,
+    /// Of the chains that were stored last.
+    round: AtomicU32,
 }
 
 impl Field {
@@ -109,7 +110,8 @@ impl Field {
         let (namespace, shard) = (shape.namespace(), shape.shard()?);
         let layout = EngineLayout::on_device(device, &namespace.groups[0], &shard, shape.block_tokens, planes, options);
         let layout = layout.map_err(failed)?;
-        let field = Field { _engine: engine, view, layout, memory, fragments, blocks, number, round: 0 };
+        let field =
+            Field { _engine: engine, view, layout, memory, fragments, blocks, number, round: AtomicU32::new(0) };
         field.fill()?;
         Ok(field)
     }
@@ -133,7 +135,7 @@ impl Field {
 
     fn chains(&self) -> Vec<(u64, Vec<usize>)> {
         let all: Vec<usize> = (0..self.blocks).collect();
-        let first = u64::from(self.number) << 48 | u64::from(self.round) << 16;
+        let first = u64::from(self.number) << 48 | u64::from(self.round.load(Ordering::Relaxed)) << 16;
         all.chunks(CHAIN_BLOCKS).enumerate().map(|(at, blocks)| (first | at as u64, blocks.to_vec())).collect()
     }
 
@@ -142,8 +144,9 @@ impl Field {
     }
 
     /// Stores every block, in chains that were never stored; seconds.
-    pub(super) fn store(&mut self, requests: usize) -> Result<f64, Failure> {
-        self.round += 1;
+    pub(super) fn store(&self, requests: usize) -> Result<f64, Failure> {
+        // Relaxed: whoever loads them has waited for the store.
+        self.round.fetch_add(1, Ordering::Relaxed);
         self.each_chain(requests, |chain, blocks| {
             let (hashes, sources) = (hashes(chain, blocks.len()), self.places(blocks)?);
             let store =

@@ -8,7 +8,7 @@ use kvd_nixl::device::{DeviceError, Flight, Lane, RecordMove, Way};
 use crate::link::CallError;
 use crate::session::{CopyGuard, Session};
 
-/// The call misses; why the device failed is told by whoever asks the lane.
+/// The call misses; why the device failed is what [`crate::EngineLayout::device_failure`] says.
 fn failed(_: DeviceError) -> CallError {
     CallError::Device
 }
@@ -46,7 +46,7 @@ impl<T> Chunk<'_, T> {
     fn end(&mut self) -> Result<Vec<u64>, DeviceError> {
         let ended = self.flight.take().map_or(Ok(Vec::new()), Flight::finish);
         if ended.is_err() {
-            std::mem::forget(self.guard.take());
+            self.guard.take().into_iter().for_each(CopyGuard::keep);
         }
         ended
     }
@@ -80,8 +80,14 @@ impl<'a, T> Convoy<'a, T> {
     pub(crate) fn send(&mut self, until: Instant) -> Result<(), CallError> {
         let Some(lane) = self.lane.filter(|_| !self.moves.is_empty()) else { return Ok(()) };
         let (moves, tags) = (std::mem::take(&mut self.moves), std::mem::take(&mut self.tags));
-        let guard = Some(self.session.begin_copy().ok_or(CallError::Down)?);
-        let flight = lane.begin(self.way, moves, until).map_err(failed)?.ok_or(CallError::Timeout)?;
+        let guard = self.session.begin_copy().ok_or(CallError::Down)?;
+        let begun = lane.begin(self.way, moves, until);
+        if matches!(begun, Err(DeviceError::Stuck { .. })) {
+            guard.keep();
+            return Err(CallError::Device);
+        }
+        let flight = begun.map_err(failed)?.ok_or(CallError::Timeout)?;
+        let guard = Some(guard);
         self.under_way.push_back(Chunk { flight: Some(flight), tags, units: lane.layout().units(), guard });
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Where a block lies in the engine's memory, and the copy between there and a slot.
 
-use kvd_nixl::device::{Device, DeviceMemory, Lane, LaneOptions, RecordLayout, RecordPiece};
+use kvd_nixl::device::{Device, DeviceError, DeviceMemory, Lane, LaneOptions, RecordLayout, RecordPiece};
 use kvd_nixl::sys::copy::{Axis, CopyError, StridedRun, Units, gather_checksum, scatter_checksum};
 use kvd_nixl::sys::{MemoryExtent, seed_from_unit};
 use kvd_proto::{GroupSpec, Plane, Shard, Sharding, UnitOrder};
@@ -57,7 +57,8 @@ impl EngineLayout {
         Ok(Self(Memories::Host(pieces(group, shard, block_tokens, memories)?.0)))
     }
 
-    /// The same for the memory of a device. What it takes there for staging is in the options.
+    /// The same for the memory of a device, which must not be freed as long as the layout lives. What it takes there for staging
+    /// is in the options.
     pub fn on_device(
         device: &Device,
         group: &GroupSpec,
@@ -71,6 +72,15 @@ impl EngineLayout {
             pieces.into_iter().map(|Piece { memory, block_stride, run, .. }| RecordPiece { memory, block_stride, run });
         let layout = RecordLayout::new(pieces.collect(), unit_bytes)?;
         Ok(Self(Memories::Device(device.lane(layout, options)?)))
+    }
+
+    /// Why nothing is moved any more between here and slots, once the device has failed: calls miss with
+    /// [`kvd_proto::MissReason::Device`].
+    pub fn device_failure(&self) -> Option<DeviceError> {
+        match &self.0 {
+            Memories::Host(_) => None,
+            Memories::Device(lane) => lane.failure(),
+        }
     }
 
     /// Block `index` of the memory.

@@ -9,7 +9,8 @@
 //! * **Correct or miss.** A block is told to the engine only after every unit of it has passed its checksum, in the same
 //!   pass as the copy.
 //! * **In time.** Every call has a deadline. A daemon that is stopped, dead or restarting gives misses with a reason, never
-//!   errors; the client joins the next one by itself.
+//!   errors; the client joins the next one by itself. Of a device that hangs a call waits ten seconds for what it had begun,
+//!   once; what it has not ended then keeps its slots, and this process does not join again.
 //! * **Nothing late.** Bytes are copied by the thread that called, or by a device for which it waits: when a call returns,
 //!   nothing of it moves any more.
 //! * **No panic.** What the daemon writes in shared memory is checked before it is used.

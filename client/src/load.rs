@@ -74,11 +74,14 @@ struct Work<'a> {
     deadline: Instant,
     /// Blocks of the part that are in place, from its first one on.
     done: u32,
+    /// A block that a device had is not in place, or nobody knows.
+    torn: bool,
     loaded: &'a mut Loaded,
 }
 
 impl View {
-    /// Copies blocks `blocks` of a match into `destinations`, one each, in order. Ends at the first that cannot be had, at
+    /// Copies blocks `blocks` of a match into `destinations`, one each, in order. What a device still does with destinations
+    /// must have ended: its work and ours are in no order. Ends at the first that cannot be had, at
     /// the latest when the engine's load deadline is over.
     pub fn load(&self, found: &Match, blocks: Range<u32>, destinations: &[BlockMemory<'_>]) -> Loaded {
         let within = self.load_deadline(found.session.as_deref());
@@ -86,7 +89,8 @@ impl View {
     }
 
     /// The same, at the latest `within` from now. The deadline is looked at between blocks: the copy of one block that has
-    /// begun is finished.
+    /// begun is finished. So is what a device has begun: some chunks of its lane, a millisecond each; one that hangs is waited
+    /// for ten seconds, once.
     pub fn load_within(
         &self,
         found: &Match,
@@ -158,6 +162,7 @@ impl View {
             segments: Vec::new(),
             deadline,
             done: 0,
+            torn: false,
             loaded,
         };
         let taken = work.take_all(&mut call, blocks.len(), targets);
@@ -258,8 +263,8 @@ impl<'a> Work<'a> {
                 if algorithm != ChecksumAlgorithm::Xxh3 {
                     return Err(Stop::Miss(MissReason::Device));
                 }
-                segment.pin(lane.device());
-                let one = RecordMove { host: payload, index: *index, seed: landed.seed };
+                let pinned = segment.pin(lane.device()).ok_or(Stop::Miss(MissReason::Device))?;
+                let one = RecordMove { host: payload, pinned: Some(pinned), index: *index, seed: landed.seed };
                 let expecting = Expecting { tier: landed.tier, sums: self.expected.clone() };
                 self.convoy.add(lane, one, expecting, self.deadline)?;
             }
@@ -267,9 +272,19 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Waits for what was given to a device, and checks it.
+    /// Waits for what was given to a device, and checks it. Behind the first that is not in place nothing counts.
     fn land_all(&mut self) -> Result<(), Stop> {
-        self.convoy.send(self.deadline)?;
+        if self.torn {
+            return Ok(());
+        }
+        // What is under way lands also where the rest cannot be sent any more.
+        let sent = self.convoy.send(self.deadline);
+        let landed = self.land_sent().and(sent.map_err(Stop::from));
+        self.torn = landed.is_err();
+        landed
+    }
+
+    fn land_sent(&mut self) -> Result<(), Stop> {
         while let Some(moved) = self.convoy.next()? {
             if moved.sums != moved.tag.sums {
                 return Err(Stop::Corrupt(0));

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use kvd_nixl::device::{Device, PinnedMemory};
 use kvd_nixl::sys::{Mapping, Memory, MemoryExtent};
@@ -17,8 +17,8 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 pub(crate) struct Segment {
     mapping: Arc<Mapping>,
     file: OwnedFd,
-    /// `None` inside: it could not be pinned.
-    pinned: OnceLock<Option<PinnedMemory>>,
+    /// Guards the pin, made when a device uses the segment first. Held while it is made: some milliseconds.
+    pinned: Mutex<Option<Arc<PinnedMemory>>>,
 }
 
 impl Segment {
@@ -27,12 +27,15 @@ impl Segment {
         MemoryExtent::new(self.mapping.clone(), usize::try_from(offset).ok()?, len).ok()
     }
 
-    /// Pins it, so that devices read and write it by themselves. Where that is refused they can do so all the same, slower.
-    pub(crate) fn pin(&self, device: &Device) {
-        self.pinned.get_or_init(|| {
+    /// Pins it, so that devices read and write it by themselves. Memory that is not pinned they would copy while the driver, and
+    /// who calls it, waits without a deadline.
+    pub(crate) fn pin(&self, device: &Device) -> Option<Arc<PinnedMemory>> {
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        if pinned.is_none() {
             let memory: Arc<dyn Memory> = self.mapping.clone();
-            device.pin(&memory).ok()
-        });
+            *pinned = device.pin(&memory).ok().map(Arc::new);
+        }
+        pinned.clone()
     }
 
     /// Whether the daemon still uses this very file: it replaces a segment's file when the segment goes to another tenant,
@@ -63,7 +66,7 @@ impl Segments {
         let mapping = Arc::new(Mapping::new(file.as_fd(), 0, len).ok()?);
         // Faults in one go what the daemon has brought in already; without it they come one by one, slower.
         let _ = mapping.populate();
-        let segment = Arc::new(Segment { mapping, file, pinned: OnceLock::new() });
+        let segment = Arc::new(Segment { mapping, file, pinned: Mutex::default() });
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         if open.len() >= SEGMENTS_MAX && !open.contains_key(&number) {
             return None;

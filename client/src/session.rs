@@ -113,6 +113,15 @@ impl Session {
 #[derive(Debug)]
 pub(crate) struct CopyGuard<'a>(&'a Session);
 
+impl CopyGuard<'_> {
+    /// The slots may be touched for ever: a device has not ended with them, and perhaps never does. The session ends without
+    /// giving anything back, and its process does not join again.
+    pub(crate) fn keep(self) {
+        self.0.link.shut();
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for CopyGuard<'_> {
     fn drop(&mut self) {
         self.0.copies.fetch_sub(1, Ordering::SeqCst);

@@ -23,6 +23,8 @@ const BATCH_BYTES: usize = 8 << 20;
 const EDGE_BATCH_BYTES: usize = 1 << 20;
 /// The same for a device, which copies faster and is slower to begin; its largest batches fill a chunk of its lane.
 const DEVICE_EDGE_BATCH_BYTES: usize = 4 << 20;
+/// Batches under way of one store take such a part of what the instance may hold under leases.
+const LEASE_PARTS: usize = 4;
 /// Blocks of one offer: enough to spread the round trips, few enough that the first ones are of use to others soon.
 const BLOCKS_PER_OFFER_MAX: usize = 256;
 const _: () = assert!(BLOCKS_PER_OFFER_MAX <= BLOCKS_PER_CALL_MAX as usize);
@@ -36,7 +38,8 @@ pub struct StoreRequest<'a> {
     pub first_position: u32,
     /// The blocks, each one the child of the one before.
     pub hashes: &'a [BlockHash],
-    /// Where each lies in the engine's memory.
+    /// Where each lies in the engine's memory. What a device still writes there must have ended: its work and ours are in no
+    /// order.
     pub sources: &'a [BlockMemory<'a>],
     /// The token ids of all blocks, one after the other. Exactly if the view was opened with `token_ids`.
     pub tokens: &'a [u32],
@@ -97,23 +100,47 @@ impl View {
     fn store_deadline(&self) -> Instant {
         deadline_in(self.engine.shared.options.store_deadline)
     }
+}
 
-    /// How many blocks the next batch has after `done` of them: no more than fit a slab (their hashes and tokens, then their
-    /// grants, then their commits), and no more than keep the copies of one batch about as long as the daemon's work on its
-    /// neighbours. Batches grow from the first one on and shrink to the last.
-    fn blocks_per_offer(&self, call: &Call<'_>, batches: &Batches<'_>, done: usize) -> usize {
-        let slab = call.slab().len();
+/// How many blocks batches have: they grow from the first one on and shrink to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pace {
+    /// The most that fit a slab: their hashes and tokens, then their grants, then their commits.
+    slab: usize,
+    /// Of the first and the last batch, for which the client has to wait.
+    edge: usize,
+    /// Of a batch whose copies take about as long as the daemon's work on its neighbours.
+    full: usize,
+}
+
+impl Pace {
+    /// `under_way`: batches that one store has with the daemon and a device at a time, all under a lease.
+    fn new(
+        view: &View,
+        call: &Call<'_>,
+        batches: &Batches<'_>,
+        done: usize,
+        lease_bytes_max: u64,
+        under_way: usize,
+    ) -> Self {
+        let inner = &view.inner;
         let offer = offer_bytes(1, u32::try_from(batches.block_tokens).unwrap_or(u32::MAX)).unwrap_or(usize::MAX);
-        let commit = 8 + 8 * self.inner.units.count as usize;
-        let most = slab.saturating_sub(HASH_BYTES_MAX) / offer.max(commit).max(GRANTED_BYTES);
-        let of = |bytes: usize| (bytes / self.inner.payload_bytes.max(1) as usize).clamp(2, BLOCKS_PER_OFFER_MAX);
+        let commit = 8 + 8 * inner.units.count as usize;
+        let slab = call.slab().len().saturating_sub(HASH_BYTES_MAX) / offer.max(commit).max(GRANTED_BYTES);
+        let of = |bytes: usize| (bytes / inner.payload_bytes.max(1) as usize).clamp(2, BLOCKS_PER_OFFER_MAX);
         let (edge, full) = match batches.store.sources[done].lane() {
             None => (of(EDGE_BATCH_BYTES), of(BATCH_BYTES)),
             Some(lane) => (of(DEVICE_EDGE_BATCH_BYTES), lane.records_max().clamp(2, BLOCKS_PER_OFFER_MAX)),
         };
-        let left = batches.count - done;
-        let enough = done.min(left / 2).clamp(edge.min(full), full);
-        most.clamp(1, enough.min(left).max(1))
+        // The others of the instance, and matches, need their part of what it may hold.
+        let share = usize::try_from(lease_bytes_max).unwrap_or(usize::MAX) / LEASE_PARTS / under_way.max(1);
+        Self { slab, edge, full: full.min(of(share)) }
+    }
+
+    /// Blocks of the next batch, after `done` of them and with `left` to go, which is not 0.
+    fn next(self, done: usize, left: usize) -> usize {
+        let enough = done.min(left / 2).clamp(self.edge.min(self.full), self.full);
+        self.slab.clamp(1, enough.min(left).max(1))
     }
 }
 
@@ -156,5 +183,40 @@ impl Batch<'_> {
         let tokens = self.store.tokens.iter().skip(self.first * self.block_tokens);
         tokens.take(self.count * self.block_tokens).for_each(|token| out.extend(token.to_le_bytes()));
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All batches of a store, from the first to the last.
+    fn batches(pace: Pace, count: usize) -> Vec<usize> {
+        let mut sizes = Vec::new();
+        while sizes.iter().sum::<usize>() < count {
+            let done = sizes.iter().sum();
+            sizes.push(pace.next(done, count - done));
+        }
+        sizes
+    }
+
+    #[test]
+    fn batches_grow_and_shrink_and_never_go_beyond() {
+        let pace = Pace { slab: 1000, edge: 16, full: 128 };
+        assert_eq!(batches(pace, 1024), [16, 16, 32, 64, 128, 128, 128, 128, 128, 128, 64, 32, 16, 16]);
+        assert_eq!(batches(pace, 3), [3]);
+        assert_eq!(batches(pace, 17), [16, 1]);
+        assert_eq!(batches(Pace { slab: 5, ..pace }, 12), [5, 5, 2]);
+        assert_eq!(
+            batches(Pace { slab: 0, ..pace }, 2),
+            [1, 1],
+            "one that does not fit is refused where it is written"
+        );
+        assert_eq!(batches(Pace { full: 2, ..pace }, 5), [2, 2, 1], "a small lease");
+        for count in 1..600 {
+            let sizes = batches(pace, count);
+            assert_eq!(sizes.iter().sum::<usize>(), count);
+            assert!(sizes.iter().all(|size| (1..=128).contains(size)), "{sizes:?}");
+        }
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use kvd_nixl::device::DeviceError;
+
 use crate::core::ObjectOptions;
 use crate::object::store::{Probe, ProbeError};
 
@@ -122,6 +124,11 @@ pub trait Machine {
     fn open_files_max(&self) -> u64;
     /// Whether io_uring can be used; the refusal otherwise.
     fn io_uring(&self) -> io::Result<()>;
+    /// Whether blocks can be moved by a GPU: its driver is there, and takes the kernels.
+    ///
+    /// # Errors
+    /// Why not.
+    fn gpu(&self) -> Result<(), DeviceError>;
     /// The kernel's release, `6.8.0-45-generic`.
     fn kernel_release(&self) -> String;
     /// The clock the kernel reads time from.

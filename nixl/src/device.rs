@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::sys::copy::copy;
 use crate::sys::cuda::{self, Gpu, Pinned};
 use crate::sys::{Memory, MemoryExtent, Region};
-pub(crate) use lane::Backend;
+pub(crate) use lane::{Backend, STUCK};
 pub use lane::{Between, Flight, Lane, LaneOptions, RecordMove, Way};
 pub use layout::{LayoutError, RecordLayout, RecordPiece};
 pub use memory::DeviceMemory;
@@ -66,9 +66,6 @@ pub enum DeviceError {
         /// How long it was waited for.
         seconds: u64,
     },
-    /// The lane failed before.
-    #[error("the lane failed before and is not used any more")]
-    Lost,
 }
 
 /// A GPU, or its twin.
@@ -103,12 +100,11 @@ impl Device {
         }
     }
 
-    /// Memory that an engine has on the device. It may be used as long as the engine keeps it; one that is freed under a
-    /// transfer fails on the device.
-    pub fn adopt(&self, address: u64, bytes: usize) -> Result<DeviceMemory, DeviceError> {
+    /// The GPU that it is.
+    pub(crate) fn gpu(&self) -> Option<&Gpu> {
         match &self.0 {
-            Kind::Twin => Err(DeviceError::NotDeviceMemory { address, bytes }),
-            Kind::Cuda(gpu) => gpu.adopt(address, bytes).map(DeviceMemory::cuda),
+            Kind::Twin => None,
+            Kind::Cuda(gpu) => Some(gpu),
         }
     }
 

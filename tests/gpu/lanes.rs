@@ -184,12 +184,17 @@ fn every_layout_goes_out_and_comes_back_to_other_blocks() {
             let order: Vec<usize> = (0..case.blocks).rev().collect();
             let records: Vec<Vec<u8>> = order.iter().map(|block| field.record(&case, *block)).collect();
             let all = host(case.blocks * field.layout.record_bytes());
-            let pinned = device.pin(all.memory()).unwrap();
+            let pinned = Arc::new(device.pin(all.memory()).unwrap());
             let slot = |at: usize| all.part(at * field.layout.record_bytes(), field.layout.record_bytes()).unwrap();
             let moves: Vec<RecordMove> = order
                 .iter()
                 .enumerate()
-                .map(|(at, block)| RecordMove { host: slot(at), index: *block, seed: random.random() })
+                .map(|(at, block)| RecordMove {
+                    host: slot(at),
+                    pinned: Some(pinned.clone()),
+                    index: *block,
+                    seed: random.random(),
+                })
                 .collect();
             let expected: Vec<u64> =
                 records.iter().zip(&moves).flat_map(|(record, one)| sums(record, case.unit_bytes, one.seed)).collect();
@@ -219,7 +224,6 @@ fn every_layout_goes_out_and_comes_back_to_other_blocks() {
             let found = finish(flights);
             assert!(found == expected, "{what}: other checksums to the device");
             field.assert_same(&what);
-            drop(pinned);
         }
     }
 }
@@ -242,7 +246,7 @@ fn a_bit_that_flips_in_staging_or_in_host_memory_is_another_checksum() {
         let options = LaneOptions { between: Some(between), ..options(&field.layout) };
         let lane = device.lane(field.layout.clone(), &options).unwrap();
         let slot = host(64 << 10);
-        let one = RecordMove { host: slot.clone(), index: 2, seed: 5 };
+        let one = RecordMove { host: slot.clone(), pinned: None, index: 2, seed: 5 };
         let go = |way| finish(vec![lane.begin(way, vec![one.clone()], soon()).unwrap().expect("a free chunk")]);
         let record = field.record(&case, 2);
         let expected = sums(&record, case.unit_bytes, 5);
@@ -272,8 +276,9 @@ fn what_does_not_fit_is_refused_and_costs_nothing_and_flights_end_in_any_order()
         let field = Field::new(&device, &case, &mut SmallRng::seed_from_u64(13));
         let lane = device.lane(field.layout.clone(), &options(&field.layout)).unwrap();
         let begin = |moves| lane.begin(Way::ToHost, moves, soon());
-        let wrong = |host: MemoryExtent, index| begin(vec![RecordMove { host, index, seed: 1 }]).unwrap_err();
-        let one = |index, seed| RecordMove { host: host(64 << 10), index, seed };
+        let wrong =
+            |host: MemoryExtent, index| begin(vec![RecordMove { host, pinned: None, index, seed: 1 }]).unwrap_err();
+        let one = |index, seed| RecordMove { host: host(64 << 10), pinned: None, index, seed };
         assert_eq!(wrong(host(64 << 10), 4), DeviceError::Memory, "{name}: no such block");
         assert_eq!(wrong(host(4096), 1), DeviceError::Memory, "{name}: another length");
         let many = (0..=lane.records_max()).map(|_| one(1, 1)).collect();

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "helpers of tests: where one fails is what its test says")]
 
+mod blocks;
+mod deaths;
 mod engine;
 mod lanes;
 

@@ -29,7 +29,7 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
             }
             open.link.shut();
             shared.publish(None);
-            drain(&open);
+            drain(shared, &open);
             replaces = Some((open.terms.epoch, open.terms.client_slot));
             // A daemon that greets and hangs up at once is not asked without a pause.
             if joined.elapsed() >= BACKOFF_MAX {
@@ -77,8 +77,8 @@ fn wait_for_end(shared: &Shared, session: &Session) {
 
 /// Before a rejoin nothing of the old session may touch the arena: the new Hello says so. A thread that was stopped in the
 /// middle of a copy keeps this process out, and only itself in danger.
-fn drain(session: &Session) {
-    while session.is_copying() {
+fn drain(shared: &Shared, session: &Session) {
+    while session.is_copying() && !shared.stopping() {
         std::thread::sleep(DRAIN_LOOK);
     }
 }

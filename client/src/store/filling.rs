@@ -56,8 +56,8 @@ impl<'a> Filling<'a> {
                 if self.opened.algorithm != ChecksumAlgorithm::Xxh3 {
                     return Err(CallError::Device);
                 }
-                segment.pin(lane.device());
-                let one = RecordMove { host: payload, index: *index, seed: granted.seed };
+                let pinned = segment.pin(lane.device()).ok_or(CallError::Device)?;
+                let one = RecordMove { host: payload, pinned: Some(pinned), index: *index, seed: granted.seed };
                 self.convoy.add(lane, one, granted.index, deadline)?;
             }
         }

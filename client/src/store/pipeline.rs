@@ -2,17 +2,22 @@
 
 use std::collections::VecDeque;
 
-use kvd_nixl::device::Way;
+use kvd_nixl::device::{Lane, Way};
 use kvd_proto::MissReason;
 use kvd_proto::wire::ring::{Op, Request, Status};
 use kvd_proto::wire::slab::{GRANTED_BYTES, Granted, GrantedStatus};
 
 use super::filling::Filling;
-use super::{Batch, Batches, Stored};
+use super::{Batch, Batches, Pace, Stored};
 use crate::convoy::Convoy;
 use crate::link::{Call, CallError};
 use crate::session::Session;
 use crate::view::{Opened, View, request};
+
+/// Batches with which a device goes on while the ones before are published; two stores share its chunks.
+fn going_on(lane: Option<&Lane>) -> usize {
+    lane.map_or(0, |lane| lane.chunks() / 2)
+}
 
 /// One store.
 pub(super) struct Pipeline<'a> {
@@ -57,9 +62,7 @@ impl<'a> Pipeline<'a> {
             }
             let lane = offered.batch.store.sources[offered.batch.first].lane();
             filling.push_back(self.fill(offered)?);
-            // The device goes on with these while the ones before are published; two stores share its chunks.
-            let going_on = lane.map_or(0, |lane| lane.chunks() / 2);
-            while filling.len() > going_on
+            while filling.len() > going_on(lane)
                 && let Some(filled) = filling.pop_front()
             {
                 self.publish(filled, &mut behind, stored, settled)?;
@@ -73,7 +76,11 @@ impl<'a> Pipeline<'a> {
 
     /// Sends the offer of the batch that begins at `first`, which moves on.
     fn offer(&self, mut call: Call<'a>, batches: &Batches<'a>, first: &mut usize) -> Result<Offered<'a>, CallError> {
-        let count = self.view.blocks_per_offer(&call, batches, *first);
+        let lane = batches.store.sources[*first].lane();
+        // One is offered ahead and one is being published, beside those that are filled.
+        let (under_way, lease_bytes_max) = (going_on(lane) + 3, self.session.terms.lease_bytes_max);
+        let pace = Pace::new(self.view, &call, batches, *first, lease_bytes_max, under_way);
+        let count = pace.next(*first, batches.count - *first);
         let batch = Batch { store: batches.store, first: *first, count, block_tokens: batches.block_tokens };
         call.slab().write(0, &batch.offer()).map_err(|_| CallError::Timeout)?;
         let position = batch.store.first_position.saturating_add(batch.first as u32);

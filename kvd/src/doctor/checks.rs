@@ -7,6 +7,7 @@ use crate::machine::{EntryKind, Machine, SocketState, kernel_version};
 
 use super::{Check, Notes};
 
+mod gpu;
 mod object;
 
 pub(super) const ALL: &[Check] = &[
@@ -25,6 +26,7 @@ pub(super) const ALL: &[Check] = &[
     Check { name: "direct i/o", run: direct_io },
     Check { name: "disk room", run: disk_room },
     Check { name: "object store", run: object::store },
+    Check { name: "gpu", run: gpu::lanes },
     Check { name: "socket path", run: socket_path },
     Check { name: "daemon", run: daemon },
 ];

@@ -1,5 +1,7 @@
 //! Goal: every fault that an operator may meet is found, with a remedy. Method: a healthy machine, one fact changed.
 
+use kvd_nixl::device::DeviceError;
+
 use super::*;
 use crate::machine::fake::FakeMachine;
 use crate::machine::{Entry, EntryKind, Filesystem, MemoryLimit, SocketState};
@@ -51,6 +53,35 @@ const FAULTS: &[Fault] = &[
         check: "io_uring",
         severity: ERROR,
         says: "io_uring is forbidden here",
+    },
+    Fault {
+        name: "a GPU without its driver",
+        seed: |m, _| {
+            m.gpu = Err(DeviceError::NoDriver);
+            let kind = EntryKind::Other;
+            m.entries
+                .insert("/dev/nvidiactl".into(), Entry { kind, uid: 0, mode: 0o666, bytes: 0, allocated_bytes: 0 });
+        },
+        check: "gpu",
+        severity: WARNING,
+        says: "libcuda.so.1 is not there",
+    },
+    Fault {
+        name: "a driver without a GPU",
+        seed: |m, _| m.gpu = Err(DeviceError::NoDevice { ordinal: 0, found: 0 }),
+        check: "gpu",
+        severity: WARNING,
+        says: "there is no GPU 0: the driver shows 0",
+    },
+    Fault {
+        name: "a driver that does not take the kernels",
+        seed: |m, _| {
+            let name = "CUDA_ERROR_UNSUPPORTED_PTX_VERSION".to_owned();
+            m.gpu = Err(DeviceError::Driver { call: "cuModuleLoadData", code: 222, name });
+        },
+        check: "gpu",
+        severity: WARNING,
+        says: "cuModuleLoadData failed with CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
     },
     Fault {
         name: "memlock 8 MiB",
@@ -458,4 +489,12 @@ fn every_seeded_fault_is_found_with_its_remedy() {
         assert!(found, "{}: {:#?}", fault.name, report.findings);
         assert_eq!(report.failed > 0, report.findings.iter().any(|finding| finding.severity == ERROR));
     }
+}
+
+#[test]
+fn a_machine_without_a_gpu_is_well() {
+    let machine = FakeMachine { gpu: Err(DeviceError::NoDriver), ..FakeMachine::healthy() };
+    let report = examine(&Sources::default(), &machine);
+    let found = report.findings.iter().find(|finding| finding.check == "gpu").expect("it is looked for");
+    assert_eq!((found.severity, found.cause.as_str()), (Severity::Ok, "no GPU: blocks in host memory only"));
 }

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kvd_nixl::device::DeviceError;
+
 use super::{Entry, Filesystem, Machine, MemoryLimit, SocketState};
 use crate::core::ObjectOptions;
 use crate::object::store::{Probe, ProbeError};
@@ -25,6 +27,7 @@ pub(crate) struct FakeMachine {
     pub(crate) memlock_bytes: Option<u64>,
     pub(crate) open_files_max: u64,
     pub(crate) io_uring: Result<(), &'static str>,
+    pub(crate) gpu: Result<(), DeviceError>,
     pub(crate) kernel_release: &'static str,
     pub(crate) clock_source: &'static str,
     pub(crate) shared_huge_pages: &'static str,
@@ -51,6 +54,7 @@ impl FakeMachine {
             memlock_bytes: None,
             open_files_max: 1 << 20,
             io_uring: Ok(()),
+            gpu: Ok(()),
             kernel_release: "6.8.0-45-generic",
             clock_source: "tsc",
             shared_huge_pages: "advise",
@@ -100,6 +104,9 @@ impl Machine for FakeMachine {
     }
     fn io_uring(&self) -> io::Result<()> {
         self.io_uring.map_err(io::Error::other)
+    }
+    fn gpu(&self) -> Result<(), DeviceError> {
+        self.gpu.clone()
     }
     fn kernel_release(&self) -> String {
         self.kernel_release.to_owned()

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kvd_nixl::device::{Device, DeviceError};
 use kvd_nixl::io::{UringIo, UringOptions};
 use rustix::fs::{Access, Mode, OFlags};
 use rustix::process::Resource;
@@ -213,6 +214,10 @@ impl Machine for SystemMachine {
         }
         let options = UringOptions { depth: 1, memories: 1 };
         UringIo::new(options).map(drop).map_err(io::Error::other)
+    }
+
+    fn gpu(&self) -> Result<(), DeviceError> {
+        Device::cuda(0).map(drop)
     }
 
     fn kernel_release(&self) -> String {

@@ -4,16 +4,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Device, DeviceError, DeviceMemory, RecordLayout};
+use super::{Device, DeviceError, DeviceMemory, PinnedMemory, RecordLayout};
 use crate::sys::MemoryExtent;
 
 /// A device that has not ended a chunk by then has failed: a chunk takes a millisecond.
-const STUCK: Duration = Duration::from_secs(10);
+pub(crate) const STUCK: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(10) };
 /// Looks at a chunk without a pause, and the pause between later ones.
 const SPIN: Duration = Duration::from_micros(20);
 const PAUSE: Duration = Duration::from_micros(20);
 /// How often it is asked whether the device still works.
-const ASK_EVERY: Duration = Duration::from_millis(100);
+const ASK_EVERY: Duration = STUCK.checked_div(100).expect("a hundred is not zero");
 
 /// Which way records go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +29,9 @@ pub enum Way {
 pub struct RecordMove {
     /// Its bytes in host memory, in one piece. Held until the device has ended.
     pub host: MemoryExtent,
+    /// What lets the device use them by itself ([`Device::pin`]), held as long. Without it the copy is slow, and whoever begins
+    /// it may have to wait for it.
+    pub pinned: Option<Arc<PinnedMemory>>,
     /// Its block in the device's memory.
     pub index: usize,
     /// Seed of its checksums.
@@ -83,7 +86,8 @@ impl fmt::Debug for Between {
 
 /// What moves a lane's chunks.
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
-    /// Begins to move records of the lane's layout through a chunk that is done, or was never begun.
+    /// Begins to move records of the lane's layout through a chunk that is done, or was never begun. After an error nothing of
+    /// it moves any more, but after [`DeviceError::Stuck`].
     fn begin(&self, chunk: usize, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError>;
     /// Whether the chunk's moves are over; never, where `begin` failed half way.
     fn is_done(&self, chunk: usize) -> bool;
@@ -113,7 +117,8 @@ struct State {
     /// Checksums of flights whose chunk another one has by now.
     ended: Vec<(u64, Vec<u64>)>,
     flights: u64,
-    lost: bool,
+    /// Why nothing is begun any more.
+    failure: Option<DeviceError>,
 }
 
 /// Who has a chunk.
@@ -130,8 +135,9 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lose(&self) {
-        self.lock().lost = true;
+    /// Keeps the first error: the others follow from it.
+    fn fail(&self, error: &DeviceError) {
+        self.lock().failure.get_or_insert_with(|| error.clone());
     }
 
     /// A chunk that nobody has. One whose flight has ended is taken from it: nobody has to wait for its owner.
@@ -168,7 +174,7 @@ impl Lane {
         chunks: usize,
         records_max: usize,
     ) -> Self {
-        let state = State { chunks: vec![None; chunks], ended: Vec::new(), flights: 0, lost: false };
+        let state = State { chunks: vec![None; chunks], ended: Vec::new(), flights: 0, failure: None };
         Self(Arc::new(Shared { device, backend, layout, records_max, state: Mutex::new(state) }))
     }
 
@@ -185,6 +191,11 @@ impl Lane {
     /// How the records lie.
     pub fn layout(&self) -> &RecordLayout {
         &self.0.layout
+    }
+
+    /// Why nothing is moved any more, once the device has failed.
+    pub fn failure(&self) -> Option<DeviceError> {
+        self.0.lock().failure.clone()
     }
 
     /// Records of a chunk at most.
@@ -207,15 +218,17 @@ impl Lane {
         }
         loop {
             let mut state = self.0.lock();
-            if state.lost {
-                return Err(DeviceError::Lost);
+            if let Some(failure) = &state.failure {
+                return Err(failure.clone());
             }
             if let Some(chunk) = self.0.take_chunk(&mut state) {
                 state.flights += 1;
                 let flight = state.flights;
                 state.chunks[chunk] = Some(Flying { flight, records: moves.len(), begun: false });
                 drop(state);
-                return self.launch(Flight { lane: self.0.clone(), number: flight, chunk, moves, sums: None }, way);
+                let (lane, started) = (self.0.clone(), Instant::now());
+                return self
+                    .launch(Flight { lane, number: flight, chunk, moves, started, sums: None, gone: false }, way);
             }
             drop(state);
             if Instant::now() >= until {
@@ -233,10 +246,10 @@ impl Lane {
                 }
                 Ok(Some(flight))
             }
-            // What was begun of it may run on, and nobody will say when it ends.
+            // Of its chunk the device will never say that it has ended: it is used no more, and the lane neither.
             Err(error) => {
-                self.0.lose();
-                flight.leave();
+                self.0.fail(&error);
+                std::mem::forget(flight);
                 Err(error)
             }
         }
@@ -250,8 +263,11 @@ pub struct Flight {
     number: u64,
     chunk: usize,
     moves: Vec<RecordMove>,
+    started: Instant,
     /// Once it has ended.
     sums: Option<Vec<u64>>,
+    /// It did not end in time, or the device has failed.
+    gone: bool,
 }
 
 impl Flight {
@@ -266,30 +282,32 @@ impl Flight {
         Ok(self.sums.as_mut().map(std::mem::take).unwrap_or_default())
     }
 
-    /// Leaves both sides' memory to the device, for good.
-    fn leave(self) {
-        std::mem::forget(self);
-    }
-
+    /// Until it has ended, or the device had its time. That is counted from the flight's beginning, so that several flights of a
+    /// device that hangs are waited for once.
     fn wait(&mut self) -> Result<(), DeviceError> {
-        let started = Instant::now();
-        let mut asked = Duration::ZERO;
-        while self.sums.is_none() {
+        let (waits, mut asked) = (Instant::now(), Duration::ZERO);
+        while self.sums.is_none() && !self.gone {
             self.sums = self.lane.end(self.number, self.chunk);
-            let waited = started.elapsed();
+            let waited = waits.elapsed();
             if self.sums.is_some() || waited < SPIN {
                 std::hint::spin_loop();
                 continue;
             }
             if waited - asked >= ASK_EVERY {
                 asked = waited;
-                let stuck = (waited >= STUCK).then_some(DeviceError::Stuck { seconds: STUCK.as_secs() });
-                let alive = self.lane.backend.is_alive().and(stuck.map_or(Ok(()), Err));
-                alive.inspect_err(|_| self.lane.lose())?;
+                let stuck = self.started.elapsed() >= STUCK;
+                let stuck = if stuck { Err(DeviceError::Stuck { seconds: STUCK.as_secs() }) } else { Ok(()) };
+                if let Err(error) = self.lane.backend.is_alive().and(stuck) {
+                    self.lane.fail(&error);
+                    self.gone = true;
+                }
             }
             std::thread::sleep(PAUSE);
         }
-        Ok(())
+        match &self.sums {
+            Some(_) => Ok(()),
+            None => Err(self.lane.lock().failure.clone().unwrap_or(DeviceError::Stuck { seconds: STUCK.as_secs() })),
+        }
     }
 }
 
@@ -301,3 +319,6 @@ impl Drop for Flight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,5 +12,6 @@ mod products;
 mod stream;
 
 pub(crate) use driver::Gpu;
+pub use memory::adopt_device_memory;
 pub(crate) use memory::{CudaExtent, Pinned};
 pub(crate) use products::Products;

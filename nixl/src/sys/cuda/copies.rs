@@ -22,6 +22,10 @@ impl Gpu {
         if !pairs.iter().all(|(device, host)| device.len() == host.len() && device.gpu().is(self)) {
             return Err(DeviceError::Memory);
         }
+        if batched && self.version() < BATCHES_SINCE {
+            let name = "CUDA_ERROR_NOT_SUPPORTED".to_owned();
+            return Err(DeviceError::Driver { call: "cuMemcpyBatchAsync", code: 801, name });
+        }
         let stream = Stream::new(self, Priority::Usual)?;
         self.bound(|| {
             let pairs = pairs.iter().map(|(device, host)| (device.address(), host));

@@ -20,8 +20,7 @@ struct Context {
     context: CUcontext,
     /// Of the driver.
     version: c_int,
-    /// `None` until the kernels are loaded.
-    kernels: Option<Kernels>,
+    kernels: Kernels,
 }
 
 /// The module and its two functions.
@@ -78,9 +77,14 @@ impl Gpu {
         let mut context: CUcontext = std::ptr::null_mut();
         // SAFETY: the driver stores a handle; it is released in `drop`.
         check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) })?;
-        let mut held = Context { device, context, version, kernels: None };
-        held.kernels = Some(bound(context, load)?);
-        Ok(Self(Arc::new(held)))
+        match bound(context, load) {
+            Ok(kernels) => Ok(Self(Arc::new(Context { device, context, version, kernels }))),
+            Err(error) => {
+                // SAFETY: retained above, and nothing uses it.
+                let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
+                Err(error)
+            }
+        }
     }
 
     /// Does `work` with the context current on this thread.
@@ -89,9 +93,8 @@ impl Gpu {
     }
 
     /// The kernel that moves records this way.
-    pub(super) fn kernel(&self, way: Way) -> Result<CUfunction, DeviceError> {
-        let kernels = self.0.kernels.ok_or(DeviceError::Lost)?;
-        Ok(if way == Way::ToHost { kernels.gather } else { kernels.scatter })
+    pub(super) fn kernel(&self, way: Way) -> CUfunction {
+        if way == Way::ToHost { self.0.kernels.gather } else { self.0.kernels.scatter }
     }
 
     /// The driver's version: 12080 for one of CUDA 12.8.
@@ -136,13 +139,11 @@ fn load() -> Result<Kernels, DeviceError> {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if let Some(kernels) = self.kernels {
-            // At the end of a process the driver may be gone already; there is nobody to tell.
-            let _ = bound(self.context, || {
-                // SAFETY: nothing runs any more: all who launch hold the context.
-                check("cuModuleUnload", unsafe { sys::cuModuleUnload(kernels.module) })
-            });
-        }
+        // At the end of a process the driver may be gone already; there is nobody to tell.
+        let _ = bound(self.context, || {
+            // SAFETY: nothing runs any more: all who launch hold the context.
+            check("cuModuleUnload", unsafe { sys::cuModuleUnload(self.kernels.module) })
+        });
         // SAFETY: retained once in `open`.
         let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }

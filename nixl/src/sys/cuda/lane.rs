@@ -5,6 +5,7 @@
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 
@@ -13,7 +14,9 @@ use super::driver::{Gpu, check};
 use super::job::{Job, Piece, RECORD_BYTES, Record};
 use super::memory::{CudaExtent, HostMemory};
 use super::stream::{Event, Priority, Stream};
-use crate::device::{Backend, Between, DeviceError, DeviceMemory, LaneOptions, Place, RecordLayout, RecordMove, Way};
+use crate::device::{
+    Backend, Between, DeviceError, DeviceMemory, LaneOptions, Place, RecordLayout, RecordMove, STUCK, Way,
+};
 use crate::sys::memory::Memory;
 
 /// Threads of a block, as the kernels are compiled for.
@@ -37,8 +40,8 @@ pub(crate) struct CudaLane {
 struct Chunk {
     kernels: Stream,
     staging: CudaExtent,
-    /// How often it was begun and, as the device writes it, how often it has ended; then a row for each record, and behind them
-    /// their checksums. We look at the second number and ask no function of the driver: its locks are the engine's too.
+    /// How often it has ended, as the device writes it; then a row for each record, and behind them their checksums. We look at
+    /// that number and ask no function of the driver: its locks are the engine's too.
     table: HostMemory,
     sums_at: usize,
     half: Event,
@@ -139,7 +142,7 @@ impl CudaLane {
             record_bytes: small(self.layout.record_bytes())?,
             reserved: 0,
         };
-        let kernel = self.gpu.kernel(way)?;
+        let kernel = self.gpu.kernel(way);
         let mut arguments: [*mut c_void; 1] = [(&raw mut job).cast()];
         let (stream, grid) = (chunk.kernels.handle(), self.multiprocessors);
         // SAFETY: the kernel takes one job, which the driver copies during the call. What the job names is held by the lane and by
@@ -193,6 +196,20 @@ impl CudaLane {
         }
     }
 
+    /// Waits, not for ever, until nothing of a chunk moves any more that broke off half way.
+    fn settle(&self, chunk: &Chunk, way: Way) -> Result<(), DeviceError> {
+        let streams = [&chunk.kernels, self.copies(way)];
+        let started = Instant::now();
+        // A stream that tells of an error does nothing any more.
+        while self.gpu.bound(|| Ok(streams.iter().any(|stream| stream.is_busy())))? {
+            if started.elapsed() >= STUCK {
+                return Err(DeviceError::Stuck { seconds: STUCK.as_secs() });
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(())
+    }
+
     /// Shows a test what lies in the staging memory.
     fn look(&self, chunk: &Chunk, way: Way, half: &Event) -> Result<(), DeviceError> {
         let Some(between) = &self.between else { return Ok(()) };
@@ -212,7 +229,8 @@ impl Backend for CudaLane {
         // Relaxed: a chunk belongs to one flight at a time, which was handed it under a lock. Counted before anything is enqueued:
         // of what breaks off half way nobody is told that it has ended.
         let begun = chunk.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        self.gpu.bound(|| self.enqueue(chunk, way, moves, begun))
+        let enqueued = self.gpu.bound(|| self.enqueue(chunk, way, moves, begun));
+        enqueued.or_else(|error| self.settle(chunk, way).and(Err(error)))
     }
 
     fn is_done(&self, chunk: usize) -> bool {

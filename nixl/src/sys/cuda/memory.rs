@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdeviceptr, CUmemorytype, CUpointer_attribute};
 
 use super::driver::{Gpu, check};
-use crate::device::DeviceError;
+use crate::device::{Device, DeviceError, DeviceMemory};
 use crate::sys::memory::{Memory, locate, sealed};
 
 /// Memory on a GPU, ours or an engine's.
@@ -36,8 +36,8 @@ impl Gpu {
         Ok(CudaExtent { allocation, offset: 0, len })
     }
 
-    /// Memory of an engine: both ends of it must be this device's.
-    pub(crate) fn adopt(&self, address: u64, len: usize) -> Result<CudaExtent, DeviceError> {
+    /// Memory of an engine: at both ends of it must be memory of this device.
+    fn adopt(&self, address: u64, len: usize) -> Result<CudaExtent, DeviceError> {
         let refused = DeviceError::NotDeviceMemory { address, bytes: len };
         let last = u64::try_from(len).ok().and_then(|len| address.checked_add(len)).and_then(|end| end.checked_sub(1));
         let last = last.filter(|last| *last >= address).ok_or_else(|| refused.clone())?;
@@ -85,6 +85,16 @@ impl Gpu {
         memory.zero(0, len).map_err(|_| DeviceError::Memory)?;
         Ok(memory)
     }
+}
+
+/// Memory that an engine has on a GPU, mostly its KV cache. What cannot be right is refused.
+///
+/// # Safety
+/// Until the result and all its clones are dropped, every byte of the range is memory on this GPU, allocated (not managed) in this
+/// process and not freed, and no lane is used for it after the engine has given it to anything else.
+pub unsafe fn adopt_device_memory(device: &Device, address: u64, bytes: usize) -> Result<DeviceMemory, DeviceError> {
+    let gpu = device.gpu().ok_or(DeviceError::NotDeviceMemory { address, bytes })?;
+    gpu.adopt(address, bytes).map(DeviceMemory::cuda)
 }
 
 impl CudaExtent {

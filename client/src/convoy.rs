@@ -79,6 +79,10 @@ impl<'a, T> Convoy<'a, T> {
     /// Sends off what was added.
     pub(crate) fn send(&mut self, until: Instant) -> Result<(), CallError> {
         let Some(lane) = self.lane.filter(|_| !self.moves.is_empty()) else { return Ok(()) };
+        if lane.failure().is_some() {
+            // It failed before, perhaps in another session: nothing of this one is with it.
+            return Err(CallError::Device);
+        }
         let (moves, tags) = (std::mem::take(&mut self.moves), std::mem::take(&mut self.tags));
         let guard = self.session.begin_copy().ok_or(CallError::Down)?;
         let begun = lane.begin(self.way, moves, until);

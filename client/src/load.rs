@@ -263,7 +263,7 @@ impl<'a> Work<'a> {
                 if algorithm != ChecksumAlgorithm::Xxh3 {
                     return Err(Stop::Miss(MissReason::Device));
                 }
-                let pinned = segment.pin(lane.device()).ok_or(Stop::Miss(MissReason::Device))?;
+                let pinned = segment.pin(lane).ok_or(Stop::Miss(MissReason::Device))?;
                 let one = RecordMove { host: payload, pinned: Some(pinned), index: *index, seed: landed.seed };
                 let expecting = Expecting { tier: landed.tier, sums: self.expected.clone() };
                 self.convoy.add(lane, one, expecting, self.deadline)?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use kvd_nixl::device::{Device, PinnedMemory};
+use kvd_nixl::device::{Lane, PinnedMemory};
 use kvd_nixl::sys::{Mapping, Memory, MemoryExtent};
 
 /// Segments mapped at a time: 1 TiB of arena. Beyond, calls miss.
@@ -29,11 +29,14 @@ impl Segment {
 
     /// Pins it, so that devices read and write it by themselves. Memory that is not pinned they would copy while the driver, and
     /// who calls it, waits without a deadline.
-    pub(crate) fn pin(&self, device: &Device) -> Option<Arc<PinnedMemory>> {
+    pub(crate) fn pin(&self, lane: &Lane) -> Option<Arc<PinnedMemory>> {
+        if lane.failure().is_some() {
+            return None;
+        }
         let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
         if pinned.is_none() {
             let memory: Arc<dyn Memory> = self.mapping.clone();
-            *pinned = device.pin(&memory).ok().map(Arc::new);
+            *pinned = lane.device().pin(&memory).ok().map(Arc::new);
         }
         pinned.clone()
     }
@@ -57,7 +60,13 @@ impl Segments {
     /// daemon has named a slot in it: while the slot is held the file is not replaced.
     pub(crate) fn get(&self, number: u32) -> Option<Arc<Segment>> {
         let found = self.open.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()?;
-        found.is_current().then_some(found)
+        if found.is_current() {
+            return Some(found);
+        }
+        // Its pages would stay in memory as long as they are pinned. Dropped behind the lock, which others wait for.
+        let stale = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        drop(stale);
+        None
     }
 
     /// Maps a segment that the daemon has sent.
@@ -71,7 +80,9 @@ impl Segments {
         if open.len() >= SEGMENTS_MAX && !open.contains_key(&number) {
             return None;
         }
-        open.insert(number, segment.clone());
+        let before = open.insert(number, segment.clone());
+        drop(open);
+        drop(before);
         Some(segment)
     }
 }

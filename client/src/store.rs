@@ -5,6 +5,7 @@ mod pipeline;
 
 use std::time::Instant;
 
+use kvd_proto::record::HEADER_BYTES;
 use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, FLAG_PARENT, FLAG_TOKENS};
 use kvd_proto::wire::slab::{GRANTED_BYTES, offer_bytes, put_hash};
 use kvd_proto::{BlockHash, HASH_BYTES_MAX, MissReason};
@@ -132,9 +133,10 @@ impl Pace {
             None => (of(EDGE_BATCH_BYTES), of(BATCH_BYTES)),
             Some(lane) => (of(DEVICE_EDGE_BATCH_BYTES), lane.records_max().clamp(2, BLOCKS_PER_OFFER_MAX)),
         };
-        // The others of the instance, and matches, need their part of what it may hold.
+        // The others of the instance, and matches, need their part of what it may hold. A slot has some more bytes than a payload.
         let share = usize::try_from(lease_bytes_max).unwrap_or(usize::MAX) / LEASE_PARTS / under_way.max(1);
-        Self { slab, edge, full: full.min(of(share)) }
+        let slot_bytes = inner.payload_bytes as usize + commit + HEADER_BYTES;
+        Self { slab, edge, full: full.min(share / slot_bytes).max(1) }
     }
 
     /// Blocks of the next batch, after `done` of them and with `left` to go, which is not 0.

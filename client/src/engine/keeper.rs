@@ -30,6 +30,10 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
             open.link.shut();
             shared.publish(None);
             drain(shared, &open);
+            if open.is_copying() {
+                // A device that hangs has some of its slots. To let go of the others' pins could wait for it, too.
+                std::mem::forget(open.clone());
+            }
             replaces = Some((open.terms.epoch, open.terms.client_slot));
             // A daemon that greets and hangs up at once is not asked without a pause.
             if joined.elapsed() >= BACKOFF_MAX {

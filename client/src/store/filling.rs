@@ -56,7 +56,7 @@ impl<'a> Filling<'a> {
                 if self.opened.algorithm != ChecksumAlgorithm::Xxh3 {
                     return Err(CallError::Device);
                 }
-                let pinned = segment.pin(lane.device()).ok_or(CallError::Device)?;
+                let pinned = segment.pin(lane).ok_or(CallError::Device)?;
                 let one = RecordMove { host: payload, pinned: Some(pinned), index: *index, seed: granted.seed };
                 self.convoy.add(lane, one, granted.index, deadline)?;
             }

@@ -86,9 +86,11 @@ impl fmt::Debug for Between {
 
 /// What moves a lane's chunks.
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
-    /// Begins to move records of the lane's layout through a chunk that is done, or was never begun. After an error nothing of
-    /// it moves any more, but after [`DeviceError::Stuck`].
+    /// Begins to move records of the lane's layout through a chunk that is done, or was never begun.
     fn begin(&self, chunk: usize, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError>;
+    /// After `begin` failed, and while nothing else is begun: waits until nothing of it moves any more. An error where that cannot
+    /// be known.
+    fn settle(&self, chunk: usize, way: Way) -> Result<(), DeviceError>;
     /// Whether the chunk's moves are over; never, where `begin` failed half way.
     fn is_done(&self, chunk: usize) -> bool;
     /// Why nothing will ever end any more, if that is so.
@@ -249,8 +251,9 @@ impl Lane {
             // Of its chunk the device will never say that it has ended: it is used no more, and the lane neither.
             Err(error) => {
                 self.0.fail(&error);
+                let settled = self.0.backend.settle(flight.chunk, way);
                 std::mem::forget(flight);
-                Err(error)
+                settled.and(Err(error))
             }
         }
     }
@@ -298,8 +301,12 @@ impl Flight {
                 let stuck = self.started.elapsed() >= STUCK;
                 let stuck = if stuck { Err(DeviceError::Stuck { seconds: STUCK.as_secs() }) } else { Ok(()) };
                 if let Err(error) = self.lane.backend.is_alive().and(stuck) {
-                    self.lane.fail(&error);
-                    self.gone = true;
+                    // We may have stood still ourselves.
+                    self.sums = self.lane.end(self.number, self.chunk);
+                    self.gone = self.sums.is_none();
+                    if self.gone {
+                        self.lane.fail(&error);
+                    }
                 }
             }
             std::thread::sleep(PAUSE);

@@ -117,6 +117,10 @@ impl Backend for Twin {
         Ok(())
     }
 
+    fn settle(&self, _chunk: usize, _way: Way) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     fn is_done(&self, _chunk: usize) -> bool {
         true
     }

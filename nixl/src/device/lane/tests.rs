@@ -24,6 +24,10 @@ fn broken() -> DeviceError {
     DeviceError::Driver { call: "a call", code: 1, name: "a name".into() }
 }
 
+fn stuck() -> DeviceError {
+    DeviceError::Stuck { seconds: STUCK.as_secs() }
+}
+
 impl Backend for Arc<Feigned> {
     fn begin(&self, chunk: usize, _way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
         assert_eq!(self.inside[chunk].fetch_add(1, Ordering::SeqCst), 0, "the chunk has an owner");
@@ -32,6 +36,10 @@ impl Backend for Arc<Feigned> {
         assert_eq!(self.seeds.lock().unwrap()[chunk], moves[0].seed);
         self.inside[chunk].fetch_sub(1, Ordering::SeqCst);
         if self.refuses.load(Ordering::SeqCst) { Err(broken()) } else { Ok(()) }
+    }
+
+    fn settle(&self, _chunk: usize, _way: Way) -> Result<(), DeviceError> {
+        if self.hangs.load(Ordering::SeqCst) { Err(stuck()) } else { Ok(()) }
     }
 
     fn is_done(&self, _chunk: usize) -> bool {
@@ -79,6 +87,15 @@ fn a_device_that_refuses_ends_the_lane_with_its_reason() {
 }
 
 #[test]
+fn what_breaks_off_half_way_and_goes_on_is_told_apart() {
+    let (feigned, lane) = lane();
+    feigned.refuses.store(true, Ordering::SeqCst);
+    feigned.hangs.store(true, Ordering::SeqCst);
+    assert_eq!(lane.begin(Way::ToHost, one(1).0, soon()).unwrap_err(), stuck());
+    assert_eq!(lane.failure(), Some(broken()), "why it began");
+}
+
+#[test]
 fn a_device_that_hangs_is_waited_for_once_and_keeps_its_memory() {
     let (feigned, lane) = lane();
     feigned.hangs.store(true, Ordering::SeqCst);
@@ -89,14 +106,13 @@ fn a_device_that_hangs_is_waited_for_once_and_keeps_its_memory() {
     });
     let none = lane.begin(Way::ToDevice, one(3).0, Instant::now() + Duration::from_millis(20)).unwrap();
     assert!(none.is_none(), "both chunks are taken");
-    let stuck = DeviceError::Stuck { seconds: STUCK.as_secs() };
     let [(first, first_held), (second, second_held)] = flights;
-    assert_eq!(first.finish().unwrap_err(), stuck);
+    assert_eq!(first.finish().unwrap_err(), stuck());
     drop(second);
     let waited = started.elapsed();
     assert!(waited >= STUCK && waited < 2 * STUCK, "{waited:?}");
     assert!(first_held.upgrade().is_some() && second_held.upgrade().is_some());
-    assert_eq!(lane.begin(Way::ToDevice, one(4).0, soon()).unwrap_err(), stuck);
+    assert_eq!(lane.begin(Way::ToDevice, one(4).0, soon()).unwrap_err(), stuck());
 }
 
 #[test]

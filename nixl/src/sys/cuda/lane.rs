@@ -196,20 +196,6 @@ impl CudaLane {
         }
     }
 
-    /// Waits, not for ever, until nothing of a chunk moves any more that broke off half way.
-    fn settle(&self, chunk: &Chunk, way: Way) -> Result<(), DeviceError> {
-        let streams = [&chunk.kernels, self.copies(way)];
-        let started = Instant::now();
-        // A stream that tells of an error does nothing any more.
-        while self.gpu.bound(|| Ok(streams.iter().any(|stream| stream.is_busy())))? {
-            if started.elapsed() >= STUCK {
-                return Err(DeviceError::Stuck { seconds: STUCK.as_secs() });
-            }
-            std::thread::sleep(Duration::from_micros(100));
-        }
-        Ok(())
-    }
-
     /// Shows a test what lies in the staging memory.
     fn look(&self, chunk: &Chunk, way: Way, half: &Event) -> Result<(), DeviceError> {
         let Some(between) = &self.between else { return Ok(()) };
@@ -229,8 +215,21 @@ impl Backend for CudaLane {
         // Relaxed: a chunk belongs to one flight at a time, which was handed it under a lock. Counted before anything is enqueued:
         // of what breaks off half way nobody is told that it has ended.
         let begun = chunk.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let enqueued = self.gpu.bound(|| self.enqueue(chunk, way, moves, begun));
-        enqueued.or_else(|error| self.settle(chunk, way).and(Err(error)))
+        self.gpu.bound(|| self.enqueue(chunk, way, moves, begun))
+    }
+
+    fn settle(&self, chunk: usize, way: Way) -> Result<(), DeviceError> {
+        let streams = [&self.chunks[chunk].kernels, self.copies(way)];
+        let (started, stuck) = (Instant::now(), DeviceError::Stuck { seconds: STUCK.as_secs() });
+        loop {
+            let idle = self.gpu.bound(|| streams.iter().try_fold(true, |idle, stream| Ok(stream.is_idle()? && idle)));
+            match idle {
+                Ok(true) => return Ok(()),
+                Ok(false) if started.elapsed() < STUCK => std::thread::sleep(Duration::from_micros(100)),
+                // Of a driver that answers with errors it is not known.
+                Ok(false) | Err(_) => return Err(stuck),
+            }
+        }
     }
 
     fn is_done(&self, chunk: usize) -> bool {
@@ -243,7 +242,7 @@ impl Backend for CudaLane {
     fn is_alive(&self) -> Result<(), DeviceError> {
         let copies = [&self.to_host, &self.to_device];
         let mut streams = copies.into_iter().chain(self.chunks.iter().map(|chunk| &chunk.kernels));
-        self.gpu.bound(|| streams.try_for_each(Stream::is_alive))
+        self.gpu.bound(|| streams.try_for_each(|stream| stream.is_idle().map(drop)))
     }
 
     fn sums(&self, chunk: usize, records: usize) -> Vec<u64> {

@@ -51,18 +51,12 @@ impl Stream {
         check("cuStreamWriteValue32", unsafe { sys::cuStreamWriteValue32_v2(self.0, address, word, 0) })
     }
 
-    /// Whether something of it is still to be done.
-    pub(super) fn is_busy(&self) -> bool {
-        // SAFETY: of the current context and alive.
-        unsafe { sys::cuStreamQuery(self.0) == CUresult::CUDA_ERROR_NOT_READY }
-    }
-
-    /// An error of what was enqueued, if there was one.
-    pub(super) fn is_alive(&self) -> Result<(), DeviceError> {
+    /// Whether all of it is done. An error of what was enqueued, if there was one.
+    pub(super) fn is_idle(&self) -> Result<bool, DeviceError> {
         // SAFETY: of the current context and alive.
         match unsafe { sys::cuStreamQuery(self.0) } {
-            CUresult::CUDA_ERROR_NOT_READY => Ok(()),
-            result => check("cuStreamQuery", result),
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check("cuStreamQuery", result).map(|()| true),
         }
     }
 

@@ -63,9 +63,12 @@ impl Segments {
         if found.is_current() {
             return Some(found);
         }
-        // Its pages would stay in memory as long as they are pinned. Dropped behind the lock, which others wait for.
-        let stale = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        drop(stale);
+        // Its pages would stay in memory as long as they are pinned. Another thread may have mapped the new file by now, and that
+        // stays. `found` is dropped behind the lock, which others wait for.
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if open.get(&number).is_some_and(|current| Arc::ptr_eq(current, &found)) {
+            open.remove(&number);
+        }
         None
     }
 

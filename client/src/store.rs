@@ -5,7 +5,6 @@ mod pipeline;
 
 use std::time::Instant;
 
-use kvd_proto::record::HEADER_BYTES;
 use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, FLAG_PARENT, FLAG_TOKENS};
 use kvd_proto::wire::slab::{GRANTED_BYTES, offer_bytes, put_hash};
 use kvd_proto::{BlockHash, HASH_BYTES_MAX, MissReason};
@@ -24,8 +23,6 @@ const BATCH_BYTES: usize = 8 << 20;
 const EDGE_BATCH_BYTES: usize = 1 << 20;
 /// The same for a device, which copies faster and is slower to begin; its largest batches fill a chunk of its lane.
 const DEVICE_EDGE_BATCH_BYTES: usize = 4 << 20;
-/// Batches under way of one store take such a part of what the instance may hold under leases.
-const LEASE_PARTS: usize = 4;
 /// Blocks of one offer: enough to spread the round trips, few enough that the first ones are of use to others soon.
 const BLOCKS_PER_OFFER_MAX: usize = 256;
 const _: () = assert!(BLOCKS_PER_OFFER_MAX <= BLOCKS_PER_CALL_MAX as usize);
@@ -115,14 +112,14 @@ struct Pace {
 }
 
 impl Pace {
-    /// `under_way`: batches that one store has with the daemon and a device at a time, all under a lease.
+    /// `meta_bytes` stand before each payload; a batch may have `lease_share` bytes of slots.
     fn new(
         view: &View,
+        meta_bytes: usize,
         call: &Call<'_>,
         batches: &Batches<'_>,
         done: usize,
-        lease_bytes_max: u64,
-        under_way: usize,
+        lease_share: usize,
     ) -> Self {
         let inner = &view.inner;
         let offer = offer_bytes(1, u32::try_from(batches.block_tokens).unwrap_or(u32::MAX)).unwrap_or(usize::MAX);
@@ -133,10 +130,8 @@ impl Pace {
             None => (of(EDGE_BATCH_BYTES), of(BATCH_BYTES)),
             Some(lane) => (of(DEVICE_EDGE_BATCH_BYTES), lane.records_max().clamp(2, BLOCKS_PER_OFFER_MAX)),
         };
-        // The others of the instance, and matches, need their part of what it may hold. A slot has some more bytes than a payload.
-        let share = usize::try_from(lease_bytes_max).unwrap_or(usize::MAX) / LEASE_PARTS / under_way.max(1);
-        let slot_bytes = inner.payload_bytes as usize + commit + HEADER_BYTES;
-        Self { slab, edge, full: full.min(share / slot_bytes).max(1) }
+        let slots = lease_share / (meta_bytes + inner.payload_bytes as usize).max(1);
+        Self { slab, edge, full: full.min(slots).max(1) }
     }
 
     /// Blocks of the next batch, after `done` of them and with `left` to go, which is not 0.

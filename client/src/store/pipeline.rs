@@ -14,6 +14,9 @@ use crate::link::{Call, CallError};
 use crate::session::Session;
 use crate::view::{Opened, View, request};
 
+/// One store's batches take such a part of what its instance may hold under leases: others of it, and matches, need theirs.
+const LEASE_PARTS: usize = 4;
+
 /// Batches with which a device goes on while the ones before are published; two stores share its chunks.
 fn going_on(lane: Option<&Lane>) -> usize {
     lane.map_or(0, |lane| lane.chunks() / 2)
@@ -78,8 +81,10 @@ impl<'a> Pipeline<'a> {
     fn offer(&self, mut call: Call<'a>, batches: &Batches<'a>, first: &mut usize) -> Result<Offered<'a>, CallError> {
         let lane = batches.store.sources[*first].lane();
         // One is offered ahead and one is being published, beside those that are filled.
-        let (under_way, lease_bytes_max) = (going_on(lane) + 3, self.session.terms.lease_bytes_max);
-        let pace = Pace::new(self.view, &call, batches, *first, lease_bytes_max, under_way);
+        let under_way = going_on(lane) + 3;
+        let lease_bytes_max = usize::try_from(self.session.terms.lease_bytes_max).unwrap_or(usize::MAX);
+        let share = lease_bytes_max / LEASE_PARTS / under_way;
+        let pace = Pace::new(self.view, self.opened.meta_bytes, &call, batches, *first, share);
         let count = pace.next(*first, batches.count - *first);
         let batch = Batch { store: batches.store, first: *first, count, block_tokens: batches.block_tokens };
         call.slab().write(0, &batch.offer()).map_err(|_| CallError::Timeout)?;

@@ -20,11 +20,8 @@ Examples:
   kvd bench copy --rounds 9 --json
   kvd bench copy --mib 2048                    a larger working set, for caches beyond 500 MB";
 
-/// Of one head of one layer of 16 tokens: 16 * 2 * 128 elements of bf16.
-const UNIT_BYTES: u32 = 8 << 10;
-const HEADS: u16 = 8;
 /// vLLM on CPUs: 128 tokens, 8 heads, 2 * 128 elements of bf16 for key and value.
-const VLLM_CPU: Shape = Shape { layers: 4, heads: HEADS, unit_bytes: 64 << 10, block_tokens: 128 };
+const VLLM_CPU: Shape = Shape { layers: 4, heads: 8, unit_bytes: 64 << 10, block_tokens: 128 };
 const RATIO_MIN: f64 = 0.85;
 
 /// `kvd bench copy`.
@@ -111,11 +108,10 @@ pub(super) fn run(args: &CopyArgs, output: Output) -> Outcome {
 
 /// A contiguous block of so many bytes.
 fn shape(block_bytes: ByteSize) -> Result<Shape, Failure> {
-    let layer_bytes = u64::from(UNIT_BYTES) * u64::from(HEADS);
-    let layers = u16::try_from(block_bytes.0 / layer_bytes).ok().filter(|layers| *layers > 0);
-    let layers = layers.filter(|_| block_bytes.0.is_multiple_of(layer_bytes));
-    let wrong = || Failure::new(Exit::Usage, format!("--block-bytes {block_bytes}: no multiple of 64KiB of a block"));
-    Ok(Shape { layers: layers.ok_or_else(wrong)?, heads: HEADS, unit_bytes: UNIT_BYTES, block_tokens: 16 })
+    let wrong = || {
+        Failure::new(Exit::Usage, format!("--block-bytes {block_bytes}: no multiple of 64KiB that a block may have"))
+    };
+    Shape::layered(block_bytes).ok_or_else(wrong)
 }
 
 fn case(node: &Node, kind: Kind, shape: Shape, threads: u8, args: &CopyArgs, step: &dyn Fn()) -> Result<Case, Failure> {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use kvd_client::{Engine, EngineOptions, View, ViewSpec};
 use kvd_proto::{BlockHash, GroupKind, GroupSpec, InstanceId, Namespace, Plane, Shard, Sharding, UnitOrder};
 
@@ -21,6 +22,16 @@ impl Shape {
     /// A block of one unit.
     pub(super) const fn plain(block_bytes: u32) -> Shape {
         Shape { layers: 1, heads: 1, unit_bytes: block_bytes, block_tokens: 16 }
+    }
+
+    /// A block of so many bytes: layers of eight heads of 16 tokens with 128 elements of bf16 for key and value, 8 KiB each.
+    pub(super) fn layered(block_bytes: ByteSize) -> Option<Shape> {
+        const HEADS: u16 = 8;
+        const UNIT_BYTES: u32 = 8 << 10;
+        let layer_bytes = u64::from(UNIT_BYTES) * u64::from(HEADS);
+        let layers = u16::try_from(block_bytes.0 / layer_bytes).ok().filter(|layers| *layers > 0)?;
+        let shape = Shape { layers, heads: HEADS, unit_bytes: UNIT_BYTES, block_tokens: 16 };
+        (block_bytes.0.is_multiple_of(layer_bytes) && shape.shard().is_ok()).then_some(shape)
     }
 
     pub(super) const fn block_bytes(self) -> usize {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 use kvd_nixl::sys::{Memory, MemoryExtent, Region};
-use kvd_proto::Shard;
 use kvd_tiers::ladder::ObjectConfig;
 use kvd_tiers::record::{meta_bytes, slot_bytes};
 
@@ -14,9 +13,6 @@ use crate::cli::bench::engine::Shape;
 use crate::cli::exit::{Exit, Failure};
 use crate::object::{RUN_BYTES_MAX, packs_in_memory, uploads_at_once};
 
-/// Of one head of one layer of 16 tokens, as in `kvd bench copy`.
-const UNIT_BYTES: u32 = 8 << 10;
-const HEADS: u16 = 8;
 /// Bytes of the bucket that the writer may use. The store is nobody else's: its bound is not what is measured.
 pub(super) const SHARE: ByteSize = ByteSize::tib(1);
 
@@ -34,16 +30,12 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(args: &ObjectArgs, record_bytes: ByteSize, requests_max: usize) -> Result<Plan, Failure> {
-        let layer_bytes = u64::from(UNIT_BYTES) * u64::from(HEADS);
-        let layers = u16::try_from(record_bytes.0 / layer_bytes).ok().filter(|layers| *layers > 0);
-        let layers = layers.filter(|_| record_bytes.0.is_multiple_of(layer_bytes));
         let wrong = || {
             let message = format!("--record-bytes {record_bytes}: no multiple of 64KiB that a record may have");
             Failure::new(Exit::Usage, message)
         };
-        let shape = Shape { layers: layers.ok_or_else(wrong)?, heads: HEADS, unit_bytes: UNIT_BYTES, block_tokens: 16 };
-        Shard::whole(shape.layers, HEADS).map_err(|_| wrong())?;
-        let units = usize::from(shape.layers) * usize::from(HEADS);
+        let shape = Shape::layered(record_bytes).ok_or_else(wrong)?;
+        let units = usize::from(shape.layers) * usize::from(shape.heads);
         let slot = slot_bytes(meta_bytes(units, 0), record_bytes.0 as u32) as u64;
         let pack_records = (args.pack_bytes.0 / slot) as usize;
         if pack_records == 0 {

@@ -17,6 +17,8 @@ mod packages;
 mod seaweed;
 
 const READY_MAX: Duration = Duration::from_secs(60);
+/// No PUT of the tests is under way for longer.
+const SETTLE: Duration = Duration::from_secs(1);
 const KEY: &str = "kvdtest";
 const SECRET: &str = "kvdtestsecret";
 /// Who may list and read only.
@@ -147,9 +149,20 @@ impl Server {
         self.administer(true)
     }
 
-    /// Deletes the bucket with all that is in it.
+    /// Deletes the bucket with all that is in it, until it stays away: a PUT that is under way at SeaweedFS while its
+    /// bucket is deleted makes it anew.
     pub(crate) fn delete_bucket(&self) -> Result<(), String> {
-        self.administer(false)
+        let until = Instant::now() + READY_MAX;
+        loop {
+            self.administer(false)?;
+            std::thread::sleep(SETTLE);
+            if get(self.port, &format!("/{}?list-type=2", Self::BUCKET)).is_none() {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err("the bucket comes back".to_owned());
+            }
+        }
     }
 
     /// Sees to it that the bucket is there, or is not.

@@ -18,27 +18,27 @@ struct KvdPiece {
   u64 strides[3];      // bytes between fragments on the slow, the middle and the fast axis
   u32 counts[3];       // fragments on these axes
   u32 fragment_bytes;  // a multiple of 16, and so are all addresses and strides
-  u32 record_offset;   // where the piece begins in the flat record: a multiple of the unit
+  u32 flat_offset;     // where the piece begins in the flat payload: a multiple of the unit
   u32 bytes;           // of the piece in a record: a multiple of the unit, but perhaps in the last piece
-  u32 first_unit;      // record_offset / unit_bytes
-  u32 reserved;
+  u32 first_unit;      // flat_offset / unit_bytes
+  u32 record_unit;     // that unit's number in the record, where the payload is only a part of one
 };
 
 struct KvdRecord {
-  u64 flat;   // address of the flat payload, a multiple of 16
+  u64 flat;   // address of the flat payload, a multiple of 16: the record, or the part of it that moves
   u64 index;  // number of the block
   u64 seed;   // of the record
 };
 
-// Units, and the shorter one at the end too, are multiples of 16 up to 240 bytes or multiples of 64 above. A record is smaller
-// than 2 GiB. Pieces stand in the order of first_unit and cover the record.
+// Units, and the shorter one at the end too, are multiples of 16 up to 240 bytes or multiples of 64 above. A payload is smaller
+// than 2 GiB. Pieces stand in the order of first_unit and cover the payload.
 struct KvdJob {
   u64 pieces;   // address of KvdPiece[piece_count]
   u64 records;  // address of KvdRecord[record_count]
   u64 sums;     // address of u64[record_count * units]: unit u of record r has r * units + u
   u32 piece_count, record_count;
-  u32 units, unit_bytes;  // units of a record, and bytes of each but perhaps the last
-  u32 record_bytes;
+  u32 units, unit_bytes;  // units of a payload, and bytes of each but perhaps the last
+  u32 payload_bytes;
   u32 reserved;
 };
 
@@ -48,7 +48,7 @@ static_assert(__builtin_offsetof(KvdPiece, strides) == 16 && __builtin_offsetof(
 static_assert(__builtin_offsetof(KvdPiece, fragment_bytes) == 52 && __builtin_offsetof(KvdPiece, bytes) == 60, "job.rs");
 static_assert(__builtin_offsetof(KvdPiece, first_unit) == 64 && __builtin_offsetof(KvdRecord, seed) == 16, "job.rs");
 static_assert(__builtin_offsetof(KvdJob, piece_count) == 24 && __builtin_offsetof(KvdJob, units) == 32, "job.rs");
-static_assert(__builtin_offsetof(KvdJob, record_bytes) == 40, "job.rs");
+static_assert(__builtin_offsetof(KvdJob, payload_bytes) == 40, "job.rs");
 #endif
 
 // --- XXH3-64.
@@ -391,10 +391,10 @@ __device__ __forceinline__ void move_records(const KvdJob& job) {
     const KvdPiece piece = piece_of(reinterpret_cast<const KvdPiece*>(job.pieces), job.piece_count, unit);
     u64* const sum = reinterpret_cast<u64*>(job.sums) + (u64)number * job.units + unit;
 
-    const u32 start = unit * job.unit_bytes, first = start - piece.record_offset;
-    const u32 bytes = min(job.unit_bytes, job.record_bytes - start);
+    const u32 start = unit * job.unit_bytes, first = start - piece.flat_offset;
+    const u32 bytes = min(job.unit_bytes, job.payload_bytes - start);
     const u64 base = piece.base + record.index * piece.block_stride, flat = record.flat + start;
-    const u64 seed = unit_seed(record.seed, unit);
+    const u64 seed = unit_seed(record.seed, piece.record_unit + unit - piece.first_unit);
     if (bytes <= kShortBytes) {
       if (lane == 0 || width == 1) *sum = short_unit<kGather>(secret, seed, bytes, Fragments(piece, base), first, flat);
     } else {

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use crate::sys::copy::copy;
 use crate::sys::cuda::{self, Gpu, Pinned};
 use crate::sys::{Memory, MemoryExtent, Region};
-pub(crate) use lane::{Backend, STUCK};
-pub use lane::{Between, Flight, Lane, LaneOptions, RecordMove, Way};
-pub use layout::{LayoutError, RecordLayout, RecordPiece};
+pub(crate) use lane::{Backend, Course, Room, STUCK};
+pub use lane::{Between, Flight, Lane, LaneOptions, PartError, RecordMove, Way};
+pub use layout::{LayoutError, RecordLayout, RecordPiece, Stretch};
+pub(crate) use layout::{Placed, Rows};
 pub use memory::DeviceMemory;
 pub(crate) use memory::Place;
 
@@ -148,12 +149,12 @@ impl Device {
 
     /// A lane for records of one layout.
     pub fn lane(&self, layout: RecordLayout, options: &LaneOptions) -> Result<Lane, DeviceError> {
-        let (chunks, records) = (options.chunks.max(2), layout.records_in(options.chunk_bytes));
+        let (chunks, room) = (options.chunks.max(2), Room::of(&layout, options.chunk_bytes));
         let backend: Box<dyn Backend> = match &self.0 {
-            Kind::Twin => Box::new(twin::Twin::new(&layout, chunks, records, options)?),
-            Kind::Cuda(gpu) => Box::new(gpu.lane(&layout, chunks, records, options)?),
+            Kind::Twin => Box::new(twin::Twin::new(chunks, &room, options)?),
+            Kind::Cuda(gpu) => Box::new(gpu.lane(chunks, &room, options)?),
         };
-        Ok(Lane::new(self.clone(), backend, layout, chunks, records))
+        Lane::new(self.clone(), backend, layout, chunks, room)
     }
 }
 

@@ -17,30 +17,30 @@ use crate::devices;
 
 /// One piece of a layout: bytes from one block to the next, and the fragments of block 0.
 #[derive(Clone)]
-struct Stretch {
+pub(crate) struct Shape {
     block_stride: usize,
-    run: StridedRun,
+    pub(crate) run: StridedRun,
 }
 
-struct Case {
-    name: &'static str,
-    pieces: Vec<Stretch>,
-    unit_bytes: usize,
-    blocks: usize,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) pieces: Vec<Shape>,
+    pub(crate) unit_bytes: usize,
+    pub(crate) blocks: usize,
 }
 
-fn contiguous(bytes: usize) -> Stretch {
-    Stretch { block_stride: bytes, run: StridedRun::contiguous(bytes) }
+fn contiguous(bytes: usize) -> Shape {
+    Shape { block_stride: bytes, run: StridedRun::contiguous(bytes) }
 }
 
 fn axis(count: usize, stride: usize) -> Axis {
     Axis { count, stride }
 }
 
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     // 16 tokens of 128 elements of bf16: 256 bytes each for key and value.
     let (tokens, heads, dim) = (16, 4, 256);
-    let nhd = Stretch {
+    let nhd = Shape {
         // [kv][block][token][head][dim], and a record [head][kv][token][dim].
         block_stride: tokens * heads * dim,
         run: StridedRun {
@@ -49,7 +49,7 @@ fn cases() -> Vec<Case> {
             axes: [axis(heads, dim), axis(2, 8 * tokens * heads * dim), axis(tokens, heads * dim)],
         },
     };
-    let heads_apart = Stretch {
+    let heads_apart = Shape {
         // [block][head][token][k|v] of which every other head is ours.
         block_stride: 2 * heads * tokens * 2 * dim,
         run: StridedRun {
@@ -76,14 +76,14 @@ fn cases() -> Vec<Case> {
 }
 
 /// Memory of one case on one device, with copies of it here.
-struct Field {
-    layout: RecordLayout,
+pub(crate) struct Field {
+    pub(crate) layout: RecordLayout,
     memories: Vec<DeviceMemory>,
     bytes: Vec<Vec<u8>>,
 }
 
 impl Field {
-    fn new(device: &Device, case: &Case, random: &mut SmallRng) -> Field {
+    pub(crate) fn new(device: &Device, case: &Case, random: &mut SmallRng) -> Field {
         let sizes = case.pieces.iter().map(|piece| (case.blocks - 1) * piece.block_stride + piece.run.end().unwrap());
         let memories: Vec<_> = sizes.map(|bytes| device.allocate(bytes).unwrap()).collect();
         let bytes = memories.iter().map(|memory| {
@@ -107,7 +107,7 @@ impl Field {
     /// Where each byte range of a block's record lies, in the order of the record: piece, offset, length.
     fn places(case: &Case, block: usize) -> Vec<(usize, usize, usize)> {
         let mut places = Vec::new();
-        for (at, Stretch { block_stride, run }) in case.pieces.iter().enumerate() {
+        for (at, Shape { block_stride, run }) in case.pieces.iter().enumerate() {
             let [slow, middle, fast] = run.axes;
             for s in 0..slow.count {
                 for m in 0..middle.count {
@@ -121,13 +121,13 @@ impl Field {
         places
     }
 
-    fn record(&self, case: &Case, block: usize) -> Vec<u8> {
+    pub(crate) fn record(&self, case: &Case, block: usize) -> Vec<u8> {
         let places = Self::places(case, block);
         places.into_iter().flat_map(|(piece, at, len)| self.bytes[piece][at..at + len].to_vec()).collect()
     }
 
     /// Puts a record into the copies.
-    fn put(&mut self, case: &Case, block: usize, record: &[u8]) {
+    pub(crate) fn put(&mut self, case: &Case, block: usize, record: &[u8]) {
         let mut done = 0;
         for (piece, at, len) in Self::places(case, block) {
             self.bytes[piece][at..at + len].copy_from_slice(&record[done..done + len]);
@@ -135,7 +135,7 @@ impl Field {
         }
     }
 
-    fn assert_same(&self, what: &str) {
+    pub(crate) fn assert_same(&self, what: &str) {
         for (memory, bytes) in self.memories.iter().zip(&self.bytes) {
             let mut found = vec![0; memory.len()];
             memory.read(0, &mut found).unwrap();
@@ -144,32 +144,32 @@ impl Field {
     }
 }
 
-fn sums(record: &[u8], unit_bytes: usize, seed: u64) -> Vec<u64> {
+pub(crate) fn sums(record: &[u8], unit_bytes: usize, seed: u64) -> Vec<u64> {
     let units = record.chunks(unit_bytes).enumerate();
     units.map(|(unit, bytes)| ChecksumAlgorithm::Xxh3.checksum(unit_seed(seed, unit as u32), bytes)).collect()
 }
 
-fn host(bytes: usize) -> MemoryExtent {
+pub(crate) fn host(bytes: usize) -> MemoryExtent {
     let region: Arc<dyn Memory> = Arc::new(Region::new(bytes).unwrap());
     MemoryExtent::whole(region)
 }
 
-fn content(extent: &MemoryExtent) -> Vec<u8> {
+pub(crate) fn content(extent: &MemoryExtent) -> Vec<u8> {
     let mut bytes = vec![0; extent.len()];
     extent.read(0, &mut bytes).unwrap();
     bytes
 }
 
-fn soon() -> Instant {
+pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
 /// Small chunks, so that a few blocks take several.
-fn options(layout: &RecordLayout) -> LaneOptions {
+pub(crate) fn options(layout: &RecordLayout) -> LaneOptions {
     LaneOptions { chunk_bytes: 3 * layout.record_bytes() + 1024, chunks: 2, ..LaneOptions::default() }
 }
 
-fn finish(flights: Vec<Flight>) -> Vec<u64> {
+pub(crate) fn finish(flights: Vec<Flight>) -> Vec<u64> {
     flights.into_iter().flat_map(|flight| flight.finish().unwrap()).collect()
 }
 

@@ -10,6 +10,7 @@ mod blocks;
 mod deaths;
 mod engine;
 mod lanes;
+mod parts;
 
 use kvd_nixl::device::Device;
 use kvd_tests::skip;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Device, DeviceError, DeviceMemory, PinnedMemory, RecordLayout};
+use super::{Device, DeviceError, DeviceMemory, LayoutError, PinnedMemory, RecordLayout, Stretch};
 use crate::sys::MemoryExtent;
 
 /// A device that has not ended a chunk by then has failed: a chunk takes a millisecond.
@@ -14,6 +14,22 @@ const SPIN: Duration = Duration::from_micros(20);
 const PAUSE: Duration = Duration::from_micros(20);
 /// How often it is asked whether the device still works.
 const ASK_EVERY: Duration = STUCK.checked_div(100).expect("a hundred is not zero");
+
+/// Of records that are smaller than the lane's own a chunk takes so many times as many.
+const SMALLER: usize = 16;
+/// Parts that a lane keeps: as many shards of other sizes as there are with room to spare.
+const PARTS_KEPT_MAX: usize = 32;
+
+/// Why a lane cannot move parts of other records.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PartError {
+    /// They are no part.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The device did not take it.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
 
 /// Which way records go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,10 +100,44 @@ impl fmt::Debug for Between {
     }
 }
 
+/// What each chunk of a lane has room for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) staging_bytes: usize,
+    pub(crate) records: usize,
+    pub(crate) sums: usize,
+}
+
+impl Room {
+    /// For records of this layout that fill the bytes, one at least, and for as much of smaller ones.
+    pub(crate) fn of(layout: &RecordLayout, chunk_bytes: usize) -> Self {
+        let records = (chunk_bytes / layout.staging_stride()).max(1);
+        let staging_bytes = records * layout.staging_stride();
+        Self { staging_bytes, records: records * SMALLER, sums: records * layout.units() }
+    }
+
+    fn records_of(&self, layout: &RecordLayout) -> usize {
+        self.records.min(self.staging_bytes / layout.staging_stride()).min(self.sums / layout.units())
+    }
+}
+
+/// How a lane moves records of one layout.
+#[derive(Debug)]
+pub(crate) struct Course {
+    pub(crate) layout: RecordLayout,
+    /// What the device must know of the layout.
+    pub(crate) table: Option<DeviceMemory>,
+    records_max: usize,
+    /// What it was made of: nothing for the lane's own records.
+    stretches: Vec<Stretch>,
+}
+
 /// What moves a lane's chunks.
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
-    /// Begins to move records of the lane's layout through a chunk that is done, or was never begun.
-    fn begin(&self, chunk: usize, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError>;
+    /// Puts what the device must know of a layout into its memory.
+    fn table(&self, layout: &RecordLayout) -> Result<Option<DeviceMemory>, DeviceError>;
+    /// Begins to move records of a course through a chunk that is done, or was never begun.
+    fn begin(&self, chunk: usize, course: &Course, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError>;
     /// After `begin` failed, and while nothing else is begun: waits until nothing of it moves any more. An error where that cannot
     /// be known.
     fn settle(&self, chunk: usize, way: Way) -> Result<(), DeviceError>;
@@ -95,22 +145,26 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     fn is_done(&self, chunk: usize) -> bool;
     /// Why nothing will ever end any more, if that is so.
     fn is_alive(&self) -> Result<(), DeviceError>;
-    /// The checksums of what the device read, record after record.
-    fn sums(&self, chunk: usize, records: usize) -> Vec<u64>;
+    /// So many checksums of what the device read, record after record.
+    fn sums(&self, chunk: usize, count: usize) -> Vec<u64>;
 }
 
 /// Moves records of one layout. Clones are the same lane; any number of threads share it.
 #[derive(Debug, Clone)]
-pub struct Lane(Arc<Shared>);
+pub struct Lane {
+    shared: Arc<Shared>,
+    course: Arc<Course>,
+}
 
 #[derive(Debug)]
 struct Shared {
     device: Device,
     backend: Box<dyn Backend>,
-    layout: RecordLayout,
-    records_max: usize,
+    room: Room,
     /// Guards who has which chunk. Held for moments.
     state: Mutex<State>,
+    /// Guards the courses of parts that were asked for, [`PARTS_KEPT_MAX`] at most. Held while one is made.
+    parts: Mutex<Vec<Arc<Course>>>,
 }
 
 #[derive(Debug)]
@@ -127,12 +181,21 @@ struct State {
 #[derive(Debug, Clone, Copy)]
 struct Flying {
     flight: u64,
-    records: usize,
+    sums: usize,
     /// Whether all of it is with the device. Before, what the device says is of the flight before it.
     begun: bool,
 }
 
 impl Shared {
+    fn course(&self, layout: RecordLayout, stretches: Vec<Stretch>) -> Result<Course, DeviceError> {
+        let records_max = self.room.records_of(&layout);
+        if records_max == 0 {
+            return Err(DeviceError::Memory);
+        }
+        let table = self.backend.table(&layout)?;
+        Ok(Course { layout, table, records_max, stretches })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,7 +214,7 @@ impl Shared {
             flying.filter(|flying| flying.begun && self.backend.is_done(chunk)).map(|flying| (chunk, flying))
         };
         let (chunk, flying) = state.chunks.iter().enumerate().find_map(ended)?;
-        state.ended.push((flying.flight, self.backend.sums(chunk, flying.records)));
+        state.ended.push((flying.flight, self.backend.sums(chunk, flying.sums)));
         state.chunks[chunk] = None;
         Some(chunk)
     }
@@ -164,7 +227,7 @@ impl Shared {
         }
         let flying = state.chunks[chunk].filter(|_| self.backend.is_done(chunk))?;
         state.chunks[chunk] = None;
-        Some(self.backend.sums(chunk, flying.records))
+        Some(self.backend.sums(chunk, flying.sums))
     }
 }
 
@@ -174,61 +237,84 @@ impl Lane {
         backend: Box<dyn Backend>,
         layout: RecordLayout,
         chunks: usize,
-        records_max: usize,
-    ) -> Self {
+        room: Room,
+    ) -> Result<Self, DeviceError> {
         let state = State { chunks: vec![None; chunks], ended: Vec::new(), flights: 0, failure: None };
-        Self(Arc::new(Shared { device, backend, layout, records_max, state: Mutex::new(state) }))
+        let shared = Shared { device, backend, room, state: Mutex::new(state), parts: Mutex::default() };
+        let course = Arc::new(shared.course(layout, Vec::new())?);
+        Ok(Self { shared: Arc::new(shared), course })
+    }
+
+    /// A lane for other records, of `record_bytes` each, of which these stretches lie in the memory of this one's. Both share chunks
+    /// and fail together.
+    pub fn part(&self, record_bytes: usize, stretches: &[Stretch]) -> Result<Self, PartError> {
+        let mut parts = self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let same =
+            |course: &&Arc<Course>| course.layout.record_bytes() == record_bytes && course.stretches == stretches;
+        let course = match parts.iter().find(same) {
+            Some(known) => known.clone(),
+            None => {
+                let layout = self.course.layout.part(record_bytes, stretches)?;
+                let course = Arc::new(self.shared.course(layout, stretches.to_vec())?);
+                if parts.len() < PARTS_KEPT_MAX {
+                    parts.push(course.clone());
+                }
+                course
+            }
+        };
+        Ok(Self { shared: self.shared.clone(), course })
     }
 
     /// Whose memory it is.
     pub fn device(&self) -> &Device {
-        &self.0.device
+        &self.shared.device
     }
 
     /// Whether both are the same lane.
     pub fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.course, &other.course)
     }
 
     /// How the records lie.
     pub fn layout(&self) -> &RecordLayout {
-        &self.0.layout
+        &self.course.layout
     }
 
     /// Why nothing is moved any more, once the device has failed.
     pub fn failure(&self) -> Option<DeviceError> {
-        self.0.lock().failure.clone()
+        self.shared.lock().failure.clone()
     }
 
     /// Records of a chunk at most.
     pub fn records_max(&self) -> usize {
-        self.0.records_max
+        self.course.records_max
     }
 
     /// Chunks under way at a time, at most.
     pub fn chunks(&self) -> usize {
-        self.0.lock().chunks.len()
+        self.shared.lock().chunks.len()
     }
 
     /// Begins to move at most [`Lane::records_max`] records, once the device has ended with one of the chunks. `None`: it had not
     /// until then.
     pub fn begin(&self, way: Way, moves: Vec<RecordMove>, until: Instant) -> Result<Option<Flight>, DeviceError> {
-        let layout = &self.0.layout;
+        let layout = self.layout();
         let fits = |one: &RecordMove| one.index < layout.blocks() && one.host.len() == layout.record_bytes();
-        if moves.len() > self.0.records_max || !moves.iter().all(fits) {
+        if moves.len() > self.records_max() || !moves.iter().all(fits) {
             return Err(DeviceError::Memory);
         }
         loop {
-            let mut state = self.0.lock();
+            let mut state = self.shared.lock();
             if let Some(failure) = &state.failure {
                 return Err(failure.clone());
             }
-            if let Some(chunk) = self.0.take_chunk(&mut state) {
+            if let Some(chunk) = self.shared.take_chunk(&mut state) {
                 state.flights += 1;
                 let flight = state.flights;
-                state.chunks[chunk] = Some(Flying { flight, records: moves.len(), begun: false });
+                let sums = moves.len() * layout.units();
+                state.chunks[chunk] = Some(Flying { flight, sums, begun: false });
                 drop(state);
-                let (lane, started) = (self.0.clone(), Instant::now());
+                let (lane, started) = (self.clone(), Instant::now());
                 return self
                     .launch(Flight { lane, number: flight, chunk, moves, started, sums: None, gone: false }, way);
             }
@@ -241,17 +327,17 @@ impl Lane {
     }
 
     fn launch(&self, flight: Flight, way: Way) -> Result<Option<Flight>, DeviceError> {
-        match self.0.backend.begin(flight.chunk, way, &flight.moves) {
+        match self.shared.backend.begin(flight.chunk, &self.course, way, &flight.moves) {
             Ok(()) => {
-                if let Some(flying) = &mut self.0.lock().chunks[flight.chunk] {
+                if let Some(flying) = &mut self.shared.lock().chunks[flight.chunk] {
                     flying.begun = true;
                 }
                 Ok(Some(flight))
             }
             // Of its chunk the device will never say that it has ended: it is used no more, and the lane neither.
             Err(error) => {
-                self.0.fail(&error);
-                let settled = self.0.backend.settle(flight.chunk, way);
+                self.shared.fail(&error);
+                let settled = self.shared.backend.settle(flight.chunk, way);
                 std::mem::forget(flight);
                 settled.and(Err(error))
             }
@@ -262,7 +348,7 @@ impl Lane {
 /// A chunk under way. Dropped early it is waited for: when it is gone nothing of it moves any more.
 #[derive(Debug)]
 pub struct Flight {
-    lane: Arc<Shared>,
+    lane: Lane,
     number: u64,
     chunk: usize,
     moves: Vec<RecordMove>,
@@ -290,7 +376,7 @@ impl Flight {
     fn wait(&mut self) -> Result<(), DeviceError> {
         let (waits, mut asked) = (Instant::now(), Duration::ZERO);
         while self.sums.is_none() && !self.gone {
-            self.sums = self.lane.end(self.number, self.chunk);
+            self.sums = self.lane.shared.end(self.number, self.chunk);
             let waited = waits.elapsed();
             if self.sums.is_some() || waited < SPIN {
                 std::hint::spin_loop();
@@ -300,12 +386,12 @@ impl Flight {
                 asked = waited;
                 let stuck = self.started.elapsed() >= STUCK;
                 let stuck = if stuck { Err(DeviceError::Stuck { seconds: STUCK.as_secs() }) } else { Ok(()) };
-                if let Err(error) = self.lane.backend.is_alive().and(stuck) {
+                if let Err(error) = self.lane.shared.backend.is_alive().and(stuck) {
                     // We may have stood still ourselves.
-                    self.sums = self.lane.end(self.number, self.chunk);
+                    self.sums = self.lane.shared.end(self.number, self.chunk);
                     self.gone = self.sums.is_none();
                     if self.gone {
-                        self.lane.fail(&error);
+                        self.lane.shared.fail(&error);
                     }
                 }
             }
@@ -313,7 +399,9 @@ impl Flight {
         }
         match &self.sums {
             Some(_) => Ok(()),
-            None => Err(self.lane.lock().failure.clone().unwrap_or(DeviceError::Stuck { seconds: STUCK.as_secs() })),
+            None => {
+                Err(self.lane.shared.lock().failure.clone().unwrap_or(DeviceError::Stuck { seconds: STUCK.as_secs() }))
+            }
         }
     }
 }

@@ -29,7 +29,11 @@ fn stuck() -> DeviceError {
 }
 
 impl Backend for Arc<Feigned> {
-    fn begin(&self, chunk: usize, _way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
+    fn table(&self, _layout: &RecordLayout) -> Result<Option<DeviceMemory>, DeviceError> {
+        Ok(None)
+    }
+
+    fn begin(&self, chunk: usize, _course: &Course, _way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
         assert_eq!(self.inside[chunk].fetch_add(1, Ordering::SeqCst), 0, "the chunk has an owner");
         self.seeds.lock().unwrap()[chunk] = moves[0].seed;
         std::thread::sleep(Duration::from_micros(200));
@@ -50,7 +54,7 @@ impl Backend for Arc<Feigned> {
         if self.dead.load(Ordering::SeqCst) { Err(broken()) } else { Ok(()) }
     }
 
-    fn sums(&self, chunk: usize, _records: usize) -> Vec<u64> {
+    fn sums(&self, chunk: usize, _count: usize) -> Vec<u64> {
         vec![self.seeds.lock().unwrap()[chunk]]
     }
 }
@@ -60,7 +64,8 @@ fn lane() -> (Arc<Feigned>, Lane) {
     let memory = device.allocate(4 * RECORD_BYTES).unwrap();
     let piece = RecordPiece { memory, block_stride: RECORD_BYTES, run: StridedRun::contiguous(RECORD_BYTES) };
     let layout = RecordLayout::new(vec![piece], RECORD_BYTES).unwrap();
-    (feigned.clone(), Lane::new(device, Box::new(feigned), layout, 2, 1))
+    let room = Room::of(&layout, RECORD_BYTES);
+    (feigned.clone(), Lane::new(device, Box::new(feigned), layout, 2, room).unwrap())
 }
 
 /// A move whose host memory tells whether it is still held.

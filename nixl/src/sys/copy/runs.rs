@@ -1,5 +1,7 @@
 //! Fragments in scattered memory, and the order in which they make up a record.
 
+use std::ops::Range;
+
 use super::CopyError;
 use crate::sys::memory::MemoryError;
 
@@ -52,6 +54,36 @@ impl StridedRun {
         self.axes
             .iter()
             .try_fold(first, |end, axis| axis.stride.checked_mul(axis.count.checked_sub(1)?)?.checked_add(end))
+    }
+
+    /// The same run without what lies outside `bytes` of it. `None` where that is no run: a range that begins or ends within a
+    /// fragment and covers others too, or does so with rows of them.
+    pub fn part(&self, bytes: Range<usize>) -> Option<Self> {
+        if bytes.start >= bytes.end || bytes.end > self.bytes()? {
+            return None;
+        }
+        // Bytes from one member to the next in the record; the fragment itself is the fastest axis, of single bytes.
+        let [slow, middle, fast] = self.axes;
+        let row = self.fragment_bytes * fast.count;
+        let axes = [(row * middle.count, slow), (row, middle), (self.fragment_bytes, fast)];
+        let mut part = Self { axes: [Axis::ONE; 3], ..*self };
+        let (mut first, len) = (bytes.start, bytes.len());
+        for (at, (period, axis)) in axes.into_iter().enumerate() {
+            part.offset += first / period * axis.stride;
+            first %= period;
+            if first + len <= period {
+                continue;
+            }
+            if first != 0 || !len.is_multiple_of(period) {
+                return None;
+            }
+            part.axes[at] = Axis { count: len / period, ..axis };
+            part.axes[at + 1..].copy_from_slice(&self.axes[at + 1..]);
+            return Some(part);
+        }
+        part.offset += first;
+        part.fragment_bytes = len;
+        Some(part)
     }
 
     /// Calls `visit` with the offset of every fragment in order, and with the offset of one that comes some [`LOOKAHEAD_BYTES`]

@@ -241,3 +241,36 @@ fn streams_store_the_bytes_and_give_the_checksums_however_they_are_cut() {
     let no_units = Units { unit_bytes: 0, algorithm: ChecksumAlgorithm::Xxh3, seed: 0 };
     assert_eq!(StreamCopy::new(target, &no_units).err(), Some(CopyError::UnitBytes));
 }
+
+/// The offset of every byte of a run, in the order of the record.
+fn bytes_of(run: &StridedRun) -> Vec<usize> {
+    let mut found = Vec::new();
+    run.for_each(|offset, _| found.extend(offset..offset + run.fragment_bytes));
+    found
+}
+
+#[test]
+fn a_part_of_a_run_is_those_bytes_and_no_others() {
+    let mut random = SmallRng::seed_from_u64(9);
+    let mut parts = 0;
+    for _ in 0..2000 {
+        let mut axis = || Axis { count: random.random_range(1..4), stride: random.random_range(0..300) };
+        let axes = [axis(), axis(), axis()];
+        let run = StridedRun { offset: 7, fragment_bytes: random.random_range(1..5), axes };
+        let whole = bytes_of(&run);
+        let start = random.random_range(0..whole.len());
+        let range = start..random.random_range(start..whole.len()) + 1;
+        if let Some(part) = run.part(range.clone()) {
+            assert_eq!(bytes_of(&part), whole[range], "of {run:?}");
+            parts += 1;
+        }
+        // Whole members of the slowest axis are always a run.
+        let member = whole.len() / axes[0].count;
+        let first = random.random_range(0..axes[0].count);
+        let members = first * member..random.random_range(first..axes[0].count) * member + member;
+        assert_eq!(run.part(members.clone()).map(|part| bytes_of(&part)), Some(whole[members].to_vec()));
+        assert_eq!(run.part(0..whole.len() + 1), None);
+        assert_eq!(run.part(start..start), None);
+    }
+    assert!(parts > 500, "{parts}");
+}

@@ -12,11 +12,12 @@ pub(super) struct Piece {
     /// Fragments on these axes.
     pub(super) counts: [u32; 3],
     pub(super) fragment_bytes: u32,
-    /// Where the piece begins in a record.
-    pub(super) record_offset: u32,
+    /// Where the piece begins in what moves of a record.
+    pub(super) flat_offset: u32,
     pub(super) bytes: u32,
     pub(super) first_unit: u32,
-    pub(super) reserved: u32,
+    /// That unit's number in the whole record, which its checksum is seeded with.
+    pub(super) record_unit: u32,
 }
 
 /// One record.
@@ -41,7 +42,8 @@ pub(super) struct Job {
     pub(super) record_count: u32,
     pub(super) units: u32,
     pub(super) unit_bytes: u32,
-    pub(super) record_bytes: u32,
+    /// What moves of a record.
+    pub(super) payload_bytes: u32,
     pub(super) reserved: u32,
 }
 
@@ -69,10 +71,10 @@ impl Piece {
             self.counts[1],
             self.counts[2],
             self.fragment_bytes,
-            self.record_offset,
+            self.flat_offset,
             self.bytes,
             self.first_unit,
-            self.reserved,
+            self.record_unit,
         ];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());

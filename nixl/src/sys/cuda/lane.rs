@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 
-use super::copies;
+use super::copies::{self, Plane};
 use super::driver::{Gpu, check};
 use super::job::{Job, Piece, RECORD_BYTES, Record};
 use super::memory::{CudaExtent, HostMemory};
 use super::stream::{Event, Priority, Stream};
 use crate::device::{
-    Backend, Between, DeviceError, DeviceMemory, LaneOptions, Place, RecordLayout, RecordMove, STUCK, Way,
+    Backend, Between, Course, DeviceError, DeviceMemory, LaneOptions, Place, Placed, RecordLayout, RecordMove, Room,
+    STUCK, Way,
 };
 use crate::sys::memory::Memory;
 
@@ -28,8 +29,6 @@ pub(crate) struct CudaLane {
     to_host: Stream,
     to_device: Stream,
     chunks: Vec<Chunk>,
-    pieces: CudaExtent,
-    layout: RecordLayout,
     multiprocessors: u32,
     between: Option<Between>,
     // Behind all that was made in its context.
@@ -53,23 +52,14 @@ const ENDED_AT: usize = 0;
 const ROWS_AT: usize = 64;
 
 impl Gpu {
-    pub(crate) fn lane(
-        &self,
-        layout: &RecordLayout,
-        chunks: usize,
-        records: usize,
-        options: &LaneOptions,
-    ) -> Result<CudaLane, DeviceError> {
-        let rows = describe(self, layout)?;
-        let pieces = self.allocate(rows.len())?;
-        pieces.write(0, &rows)?;
+    pub(crate) fn lane(&self, chunks: usize, room: &Room, options: &LaneOptions) -> Result<CudaLane, DeviceError> {
         let priority = if options.urgent { Priority::Highest } else { Priority::Usual };
         let chunk = || {
-            let sums_at = (ROWS_AT + records * RECORD_BYTES).next_multiple_of(64);
+            let sums_at = (ROWS_AT + room.records * RECORD_BYTES).next_multiple_of(64);
             Ok(Chunk {
                 kernels: Stream::new(self, priority)?,
-                staging: self.allocate(records * layout.staging_stride())?,
-                table: self.host(sums_at + records * layout.units() * 8)?,
+                staging: self.allocate(room.staging_bytes)?,
+                table: self.host(sums_at + room.sums * 8)?,
                 sums_at,
                 half: Event::new(self)?,
                 begun: AtomicU32::new(0),
@@ -79,8 +69,6 @@ impl Gpu {
             to_host: Stream::new(self, priority)?,
             to_device: Stream::new(self, priority)?,
             chunks: (0..chunks).map(|_| chunk()).collect::<Result<_, DeviceError>>()?,
-            pieces,
-            layout: layout.clone(),
             multiprocessors: options.multiprocessors.max(1),
             between: options.between.clone(),
             gpu: self.clone(),
@@ -91,14 +79,13 @@ impl Gpu {
 /// The table of pieces as the kernels read it.
 fn describe(gpu: &Gpu, layout: &RecordLayout) -> Result<Vec<u8>, DeviceError> {
     let mut rows = Vec::new();
-    let mut done = 0;
     let small = |value: usize| u32::try_from(value).map_err(|_| DeviceError::Memory);
-    for piece in layout.pieces() {
+    for Placed { piece, bytes, in_record, in_staging } in layout.pieces() {
         let Place::Cuda(memory) = piece.memory.place() else { return Err(DeviceError::Memory) };
         if !memory.gpu().is(gpu) {
             return Err(DeviceError::Memory);
         }
-        let (run, bytes) = (&piece.run, piece.run.bytes().ok_or(DeviceError::Memory)?);
+        let run = &piece.run;
         let [slow, middle, fast] = run.axes;
         let row = Piece {
             base: memory.address() + run.offset as u64,
@@ -106,15 +93,19 @@ fn describe(gpu: &Gpu, layout: &RecordLayout) -> Result<Vec<u8>, DeviceError> {
             strides: [slow.stride as u64, middle.stride as u64, fast.stride as u64],
             counts: [small(slow.count)?, small(middle.count)?, small(fast.count)?],
             fragment_bytes: small(run.fragment_bytes)?,
-            record_offset: small(done)?,
-            bytes: small(bytes)?,
-            first_unit: small(done / layout.unit_bytes())?,
-            reserved: 0,
+            flat_offset: small(*in_staging)?,
+            bytes: small(*bytes)?,
+            first_unit: small(in_staging / layout.unit_bytes())?,
+            record_unit: small(in_record / layout.unit_bytes())?,
         };
         rows.extend(row.to_bytes());
-        done += bytes;
     }
     Ok(rows)
+}
+
+/// Where what moves of a record lies in a chunk's staging memory.
+fn flat(chunk: &Chunk, layout: &RecordLayout, at: usize) -> u64 {
+    chunk.staging.address() + (at * layout.staging_stride()) as u64
 }
 
 impl CudaLane {
@@ -125,28 +116,28 @@ impl CudaLane {
         }
     }
 
-    fn flat(&self, chunk: &Chunk, at: usize) -> u64 {
-        chunk.staging.address() + (at * self.layout.staging_stride()) as u64
-    }
-
-    fn launch(&self, chunk: &Chunk, way: Way, records: usize) -> Result<(), DeviceError> {
+    fn launch(&self, chunk: &Chunk, course: &Course, way: Way, records: usize) -> Result<(), DeviceError> {
         let small = |value: usize| u32::try_from(value).map_err(|_| DeviceError::Memory);
+        let layout = &course.layout;
+        let Some(Place::Cuda(pieces)) = course.table.as_ref().map(DeviceMemory::place) else {
+            return Err(DeviceError::Memory);
+        };
         let mut job = Job {
-            pieces: self.pieces.address(),
+            pieces: pieces.address(),
             records: chunk.table.address(ROWS_AT)?,
             sums: chunk.table.address(chunk.sums_at)?,
-            piece_count: small(self.layout.pieces().len())?,
+            piece_count: small(layout.pieces().len())?,
             record_count: small(records)?,
-            units: small(self.layout.units())?,
-            unit_bytes: small(self.layout.unit_bytes())?,
-            record_bytes: small(self.layout.record_bytes())?,
+            units: small(layout.units())?,
+            unit_bytes: small(layout.unit_bytes())?,
+            payload_bytes: small(layout.moved_bytes())?,
             reserved: 0,
         };
         let kernel = self.gpu.kernel(way);
         let mut arguments: [*mut c_void; 1] = [(&raw mut job).cast()];
         let (stream, grid) = (chunk.kernels.handle(), self.multiprocessors);
-        // SAFETY: the kernel takes one job, which the driver copies during the call. What the job names is held by the lane and by
-        // the flight until the chunk has ended: blocks below `layout.blocks()`, records inside the staging memory, sums in the table.
+        // SAFETY: the kernel takes one job, which the driver copies during the call. What the job names is held by the lane, its
+        // course and the flight until the chunk has ended: blocks below `layout.blocks()`, records inside the staging memory, sums in the table.
         let launched = unsafe {
             sys::cuLaunchKernel(
                 kernel,
@@ -165,10 +156,13 @@ impl CudaLane {
         check("cuLaunchKernel", launched)
     }
 
-    fn copy(&self, chunk: &Chunk, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
-        let pairs = moves.iter().enumerate().map(|(at, one)| (self.flat(chunk, at), &one.host));
-        // The records lie inside the staging memory and inside the host memory, and both are held until the chunk has ended.
-        copies::enqueue(&self.gpu, way, pairs, self.copies(way))
+    fn copy(&self, chunk: &Chunk, layout: &RecordLayout, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
+        // All lies inside the staging memory and inside the host memory, and both are held until the chunk has ended.
+        let planes = moves.iter().enumerate().flat_map(|(at, one)| {
+            let staged = flat(chunk, layout, at);
+            layout.rows().iter().map(move |rows| Plane { staged, host: &one.host, rows: *rows })
+        });
+        copies::enqueue(&self.gpu, way, planes, self.copies(way))
     }
 
     /// Lets the device say that the chunk has ended, behind what is in the stream.
@@ -176,21 +170,28 @@ impl CudaLane {
         stream.write(chunk.table.address(ENDED_AT)?, begun)
     }
 
-    fn enqueue(&self, chunk: &Chunk, way: Way, moves: &[RecordMove], begun: u32) -> Result<(), DeviceError> {
+    fn enqueue(
+        &self,
+        chunk: &Chunk,
+        course: &Course,
+        way: Way,
+        moves: &[RecordMove],
+        begun: u32,
+    ) -> Result<(), DeviceError> {
         let (kernels, copies) = (&chunk.kernels, self.copies(way));
         match way {
             Way::ToHost => {
-                self.launch(chunk, way, moves.len())?;
+                self.launch(chunk, course, way, moves.len())?;
                 chunk.half.between(kernels, copies)?;
                 self.look(chunk, way, &chunk.half)?;
-                self.copy(chunk, way, moves)?;
+                self.copy(chunk, &course.layout, way, moves)?;
                 self.tell(chunk, copies, begun)
             }
             Way::ToDevice => {
-                self.copy(chunk, way, moves)?;
+                self.copy(chunk, &course.layout, way, moves)?;
                 chunk.half.between(copies, kernels)?;
                 self.look(chunk, way, &chunk.half)?;
-                self.launch(chunk, way, moves.len())?;
+                self.launch(chunk, course, way, moves.len())?;
                 self.tell(chunk, kernels, begun)
             }
         }
@@ -206,16 +207,23 @@ impl CudaLane {
 }
 
 impl Backend for CudaLane {
-    fn begin(&self, chunk: usize, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
+    fn table(&self, layout: &RecordLayout) -> Result<Option<DeviceMemory>, DeviceError> {
+        let rows = describe(&self.gpu, layout)?;
+        let table = self.gpu.allocate(rows.len())?;
+        table.write(0, &rows)?;
+        Ok(Some(DeviceMemory::cuda(table)))
+    }
+
+    fn begin(&self, chunk: usize, course: &Course, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
         let chunk = &self.chunks[chunk];
         for (at, one) in moves.iter().enumerate() {
-            let record = Record { flat: self.flat(chunk, at), index: one.index as u64, seed: one.seed };
+            let record = Record { flat: flat(chunk, &course.layout, at), index: one.index as u64, seed: one.seed };
             chunk.table.write(ROWS_AT + at * RECORD_BYTES, &record.to_bytes()).map_err(|_| DeviceError::Memory)?;
         }
         // Relaxed: a chunk belongs to one flight at a time, which was handed it under a lock. Counted before anything is enqueued:
         // of what breaks off half way nobody is told that it has ended.
         let begun = chunk.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        self.gpu.bound(|| self.enqueue(chunk, way, moves, begun))
+        self.gpu.bound(|| self.enqueue(chunk, course, way, moves, begun))
     }
 
     fn settle(&self, chunk: usize, way: Way) -> Result<(), DeviceError> {
@@ -245,9 +253,9 @@ impl Backend for CudaLane {
         self.gpu.bound(|| streams.try_for_each(|stream| stream.is_idle().map(drop)))
     }
 
-    fn sums(&self, chunk: usize, records: usize) -> Vec<u64> {
+    fn sums(&self, chunk: usize, count: usize) -> Vec<u64> {
         let chunk = &self.chunks[chunk];
-        let mut bytes = vec![0; records * self.layout.units() * 8];
+        let mut bytes = vec![0; count * 8];
         // Of a chunk's own records there is always room for the checksums.
         let _ = chunk.table.read(chunk.sums_at, &mut bytes);
         bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes"))).collect()

@@ -25,7 +25,7 @@ pub(crate) struct Moved<T> {
 pub(crate) struct Convoy<'a, T> {
     session: &'a Session,
     way: Way,
-    lane: Option<&'a Lane>,
+    lane: Option<Lane>,
     moves: Vec<RecordMove>,
     tags: Vec<T>,
     under_way: VecDeque<Chunk<'a, T>>,
@@ -65,12 +65,14 @@ impl<'a, T> Convoy<'a, T> {
     }
 
     /// Adds a block. It is sent off with others, when they fill a chunk.
-    pub(crate) fn add(&mut self, lane: &'a Lane, one: RecordMove, tag: T, until: Instant) -> Result<(), CallError> {
-        let other = self.lane.is_some_and(|current| !current.is(lane));
-        if other || self.moves.len() >= lane.records_max() {
+    pub(crate) fn add(&mut self, lane: &Lane, one: RecordMove, tag: T, until: Instant) -> Result<(), CallError> {
+        let same = self.lane.as_ref().is_some_and(|current| current.is(lane));
+        if !same || self.moves.len() >= lane.records_max() {
             self.send(until)?;
         }
-        self.lane = Some(lane);
+        if !same {
+            self.lane = Some(lane.clone());
+        }
         self.moves.push(one);
         self.tags.push(tag);
         Ok(())
@@ -78,7 +80,7 @@ impl<'a, T> Convoy<'a, T> {
 
     /// Sends off what was added.
     pub(crate) fn send(&mut self, until: Instant) -> Result<(), CallError> {
-        let Some(lane) = self.lane.filter(|_| !self.moves.is_empty()) else { return Ok(()) };
+        let Some(lane) = self.lane.as_ref().filter(|_| !self.moves.is_empty()) else { return Ok(()) };
         if lane.failure().is_some() {
             // It failed before, perhaps in another session: nothing of this one is with it.
             return Err(CallError::Device);

@@ -1,11 +1,14 @@
 //! Where a block lies in the engine's memory, and the copy between there and a slot.
 
-use kvd_nixl::device::{Device, DeviceError, DeviceMemory, Lane, LaneOptions, RecordLayout, RecordPiece};
+use std::ops::Range;
+
+use kvd_nixl::device::{Device, DeviceError, DeviceMemory, Lane, LaneOptions, RecordLayout, RecordPiece, Stretch};
 use kvd_nixl::sys::copy::{Axis, CopyError, StridedRun, Units, gather_checksum, scatter_checksum};
 use kvd_nixl::sys::{MemoryExtent, seed_from_unit};
 use kvd_proto::{GroupSpec, Plane, Shard, Sharding, UnitOrder};
 
 use crate::error::LayoutError;
+use crate::shards::Share;
 
 /// The memory in which an engine keeps one layer of one plane, for all its blocks: strides in bytes.
 ///
@@ -280,6 +283,70 @@ impl HostPlace<'_> {
     /// Copies the block from here into a record's payload, and makes the checksum of each unit in the same pass.
     pub(crate) fn gather(&self, payload: &MemoryExtent, units: &Units, checksums: &mut [u64]) -> Result<(), CopyError> {
         self.each_piece(payload, units, checksums, gather)
+    }
+
+    /// Copies what a record of another shard has of this block, and makes the checksum of each unit in the same pass. The bytes of the
+    /// block are those of the share's whole record.
+    pub(crate) fn scatter_share(
+        &self,
+        payload: &MemoryExtent,
+        share: &Share,
+        units: &Units,
+        checksums: &mut [u64],
+    ) -> Result<(), CopyError> {
+        let mut done = 0;
+        for stretch in &share.stretches {
+            for (memory, runs, from) in self.parts(stretch)? {
+                let bytes = runs.iter().filter_map(StridedRun::bytes).sum();
+                let seed = seed_from_unit(units.seed, (from / units.unit_bytes) as u32);
+                let here = Units { seed, ..*units };
+                let end = done + here.count(bytes);
+                let refused = CopyError::Checksums { units: end, checksums: checksums.len() };
+                let sums = checksums.get_mut(done..end).ok_or(refused)?;
+                scatter_checksum(&payload.part(from, bytes)?, &memory, &runs, &here, sums)?;
+                done = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the bytes of a stretch lie: memory, fragments there, and the place in the other shard's record.
+    fn parts(&self, stretch: &Stretch) -> Result<Vec<(MemoryExtent, Vec<StridedRun>, usize)>, CopyError> {
+        let Stretch { from, to, bytes } = *stretch;
+        // Of memory whose bytes in the record begin at `start`, what belongs to the stretch.
+        let common = |start: usize, len: usize| to.max(start)..(to + bytes).min(start + len);
+        let cut = |run: &StridedRun, start: usize, common: &Range<usize>| {
+            let refused = CopyError::Run { fragment_bytes: run.fragment_bytes };
+            run.part(common.start - start..common.end - start).ok_or(refused)
+        };
+        let mut start = 0;
+        match self {
+            Self::Contiguous(memory) => Ok(vec![(memory.part(to, bytes)?, vec![StridedRun::contiguous(bytes)], from)]),
+            Self::Runs { memory, runs } => {
+                let mut parts = Vec::new();
+                for run in *runs {
+                    let len = run.bytes().ok_or(CopyError::Run { fragment_bytes: run.fragment_bytes })?;
+                    let common = common(start, len);
+                    if !common.is_empty() {
+                        parts.push(cut(run, start, &common)?);
+                    }
+                    start += len;
+                }
+                Ok(vec![(memory.clone(), parts, from)])
+            }
+            Self::Paged { pieces, index } => {
+                let mut parts = Vec::new();
+                for piece in *pieces {
+                    let common = common(start, piece.bytes);
+                    if !common.is_empty() {
+                        let memory = piece.memory.part(index.saturating_mul(piece.block_stride), piece.span)?;
+                        parts.push((memory, vec![cut(&piece.run, start, &common)?], from + common.start - to));
+                    }
+                    start += piece.bytes;
+                }
+                Ok(parts)
+            }
+        }
     }
 
     fn each_piece(

@@ -31,6 +31,7 @@ mod matching;
 mod metadata;
 mod segments;
 mod session;
+mod shards;
 mod store;
 mod view;
 

@@ -1,25 +1,18 @@
 //! From the arena into the engine's memory: copy, check, and only then tell.
 
+mod copying;
+
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvd_nixl::ChecksumAlgorithm;
-use kvd_nixl::device::{RecordMove, Way};
-use kvd_nixl::sys::copy::Units;
-use kvd_proto::wire::ring::{Op, Request, Status};
-use kvd_proto::wire::slab::{LANDED_BYTES, Landed, LandedStatus};
 use kvd_proto::{MissReason, Tier};
 
-use crate::convoy::Convoy;
 use crate::deadline::deadline_in;
-use crate::layout::{BlockMemory, Place};
-use crate::link::{Call, CallError};
-use crate::matching::{Match, Part, reason_of};
-use crate::metadata::{Expected, read_checksums};
-use crate::segments::Segment;
-use crate::session::Session;
-use crate::view::{Opened, View, request};
+use crate::layout::BlockMemory;
+use crate::matching::{Match, reason_of};
+use crate::shards::Share;
+use crate::view::View;
+use copying::{Stop, report};
 
 /// What a load did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,44 +32,58 @@ pub struct Loaded {
     pub corrupt: u32,
 }
 
-/// Why a run of a load stopped.
-enum Stop {
-    /// The daemon has no more.
-    Miss(MissReason),
-    /// The copy of this position, counted in the lease, is not what it should be.
-    Corrupt(u32),
+/// Blocks that were copied from one shard after the other, from the first on.
+#[derive(Debug, Default)]
+struct Run {
+    /// For each that is in place, where it lay.
+    tiers: Vec<Option<Tier>>,
+    reason: Option<MissReason>,
+    corrupt: u32,
 }
 
-impl From<CallError> for Stop {
-    fn from(error: CallError) -> Self {
-        Self::Miss(reason_of(error))
+impl Run {
+    fn missed(reason: MissReason) -> Self {
+        Self { reason: Some(reason), ..Self::default() }
+    }
+
+    /// Blocks that need what both have copied.
+    fn and(mut self, other: Self) -> Self {
+        if other.tiers.len() < self.tiers.len() {
+            self.tiers.truncate(other.tiers.len());
+            self.reason = other.reason;
+        }
+        self.tiers.iter_mut().zip(other.tiers).for_each(|(tier, other)| *tier = (*tier).max(other));
+        self.corrupt += other.corrupt;
+        self
+    }
+
+    /// Blocks that follow, where all before them are in place.
+    fn then(mut self, next: Self) -> Self {
+        self.tiers.extend(next.tiers);
+        (self.reason, self.corrupt) = (next.reason, self.corrupt + next.corrupt);
+        self
+    }
+
+    fn loaded(&self) -> Loaded {
+        let mut loaded = Loaded { reason: self.reason, corrupt: self.corrupt, ..Loaded::default() };
+        for tier in &self.tiers {
+            loaded.blocks += 1;
+            match tier {
+                Some(Tier::Nvme) => loaded.from_nvme += 1,
+                Some(Tier::Object) => loaded.from_object += 1,
+                _ => loaded.from_dram += 1,
+            }
+        }
+        loaded
     }
 }
 
-/// A block that a device copies: where it came from, and the checksums that it must have.
-#[derive(Debug)]
-struct Expecting {
-    tier: Option<Tier>,
-    sums: Vec<u64>,
-}
-
-/// What one load works with: memory that is used again for each block, and segments that were looked at.
-struct Work<'a> {
-    /// What a device copies. The first to go: nothing outlives it that it needs.
-    convoy: Convoy<'a, Expecting>,
-    view: &'a View,
-    session: &'a Session,
-    opened: Opened,
-    scratch: Vec<u8>,
-    expected: Vec<u64>,
-    found: Vec<u64>,
-    segments: Vec<(u32, Arc<Segment>)>,
-    deadline: Instant,
-    /// Blocks of the part that are in place, from its first one on.
-    done: u32,
-    /// A block that a device had is not in place, or nobody knows.
-    torn: bool,
-    loaded: &'a mut Loaded,
+/// What of a match is copied, and of which records.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    found: &'a Match,
+    /// `None`: whole records.
+    share: Option<&'a Share>,
 }
 
 impl View {
@@ -98,225 +105,73 @@ impl View {
         destinations: &[BlockMemory<'_>],
         within: Duration,
     ) -> Loaded {
-        let mut loaded = Loaded::default();
-        let wanted = blocks.len().min(destinations.len());
-        let deadline = deadline_in(within);
+        let wanted = u32::try_from(blocks.len().min(destinations.len())).unwrap_or(u32::MAX);
+        let (deadline, end) = (deadline_in(within), blocks.start.saturating_add(wanted));
+        let own = found.own_blocks().clamp(blocks.start, end);
+        let source = Source { found, share: None };
+        let run = self.run(source, blocks.start..own, destinations, deadline);
+        let here = run.tiers.len();
+        if here < (own - blocks.start) as usize || own == end {
+            return run.loaded();
+        }
+        run.then(self.put_together(found, own..end, &destinations[here..], deadline)).loaded()
+    }
+
+    /// Copies blocks that lie in other shards.
+    fn put_together(
+        &self,
+        found: &Match,
+        blocks: Range<u32>,
+        destinations: &[BlockMemory<'_>],
+        deadline: Instant,
+    ) -> Run {
+        let mut run: Option<Run> = None;
+        for other in &found.others {
+            let wanted = run.as_ref().map_or(blocks.len(), |run| run.tiers.len());
+            let view = self.of_other(&other.view);
+            let source = Source { found: &other.found, share: Some(&other.share) };
+            let next = view.run(source, blocks.start..blocks.start + wanted as u32, destinations, deadline);
+            run = Some(match run {
+                Some(before) => before.and(next),
+                None => next,
+            });
+        }
+        run.unwrap_or_else(|| Run::missed(found.reason().unwrap_or(MissReason::LeaseLost)))
+    }
+
+    /// Copies blocks out of records of one shard.
+    fn run(&self, source: Source<'_>, blocks: Range<u32>, destinations: &[BlockMemory<'_>], deadline: Instant) -> Run {
+        let (found, mut run) = (source.found, Run::default());
         // One retry per load: a good copy may lie below the one that was reported.
         let mut retried = false;
-        while (loaded.blocks as usize) < wanted {
-            let position = blocks.start + loaded.blocks;
+        while run.tiers.len() < blocks.len() {
+            let done = run.tiers.len();
+            let position = blocks.start + done as u32;
             let part = found.parts.iter().find(|part| part.blocks.contains(&position));
             let (Some(session), Some(part)) = (&found.session, part) else {
-                loaded.reason = Some(found.reason().unwrap_or(MissReason::LeaseLost));
-                return loaded;
+                run.reason = Some(found.reason().unwrap_or(MissReason::LeaseLost));
+                return run;
             };
-            let end = part.blocks.end.min(blocks.start + wanted as u32);
-            let targets = &destinations[loaded.blocks as usize..];
-            let stop = self.load_part(session, part, position..end, targets, deadline, &mut loaded);
+            let end = part.blocks.end.min(blocks.end);
+            let targets = &destinations[done..];
+            let stop = self.load_part(session, part, position..end, source.share, targets, deadline, &mut run);
             match stop {
                 Ok(()) => {}
                 Err(Stop::Miss(reason)) => {
-                    loaded.reason = Some(reason);
-                    return loaded;
+                    run.reason = Some(reason);
+                    return run;
                 }
                 Err(Stop::Corrupt(at)) => {
-                    loaded.corrupt += 1;
+                    run.corrupt += 1;
                     let reported = report(session, part.lease, at, deadline);
                     if retried || reported.is_err() {
-                        loaded.reason = Some(reported.err().map_or(MissReason::Corrupt, reason_of));
-                        return loaded;
+                        run.reason = Some(reported.err().map_or(MissReason::Corrupt, reason_of));
+                        return run;
                     }
                     retried = true;
                 }
             }
         }
-        loaded
+        run
     }
-
-    fn load_part<'a>(
-        &'a self,
-        session: &'a Session,
-        part: &Part,
-        blocks: Range<u32>,
-        targets: &'a [BlockMemory<'a>],
-        deadline: Instant,
-        loaded: &'a mut Loaded,
-    ) -> Result<(), Stop> {
-        if self.engine.shared.session().is_none_or(|current| current.id != session.id) {
-            // Another epoch, or a child of the process that took the lease.
-            return Err(Stop::Miss(MissReason::LeaseLost));
-        }
-        let opened = self.inner.opened(session, deadline)?;
-        let mut call = session.link.call(deadline)?;
-        let first = blocks.start - part.blocks.start;
-        let load = Request { first, lease: part.lease, ..request(Op::Load, opened.number, blocks.len()) };
-        call.send(load)?;
-        let mut work = Work {
-            convoy: Convoy::new(session, Way::ToDevice),
-            view: self,
-            session,
-            opened,
-            scratch: Vec::new(),
-            expected: Vec::new(),
-            found: vec![0; self.inner.units.count as usize],
-            segments: Vec::new(),
-            deadline,
-            done: 0,
-            torn: false,
-            loaded,
-        };
-        let taken = work.take_all(&mut call, blocks.len(), targets);
-        // What a device has under way comes before whatever stopped the rest.
-        let landed = work.land_all();
-        landed.and(taken).map_err(|stop| stop.at(first + work.done))
-    }
-}
-
-impl Stop {
-    /// Says which position a stop is about.
-    fn at(self, position: u32) -> Self {
-        match self {
-            Self::Corrupt(_) => Self::Corrupt(position),
-            miss @ Self::Miss(_) => miss,
-        }
-    }
-}
-
-/// Tells the daemon that the DRAM copy of a block is bad, and waits until it has put it aside.
-fn report(session: &Session, lease: u64, position: u32, deadline: Instant) -> Result<(), CallError> {
-    // The call of the load has just been given back; its deadline holds here too.
-    let mut call = session.link.call(deadline)?;
-    call.send(Request { first: position, lease, ..request(Op::Corrupt, 0, 1) })?;
-    call.next().map(drop)
-}
-
-impl<'a> Work<'a> {
-    /// Takes what lands until all have or the daemon has no more.
-    fn take_all(&mut self, call: &mut Call<'_>, wanted: usize, targets: &'a [BlockMemory<'a>]) -> Result<(), Stop> {
-        let mut taken = 0;
-        loop {
-            let answer = call.next()?;
-            let landed = answer.count.min(wanted as u32);
-            while taken < landed {
-                self.take(call, taken, &targets[taken as usize])?;
-                taken += 1;
-            }
-            self.convoy.send(self.deadline)?;
-            match answer.status {
-                Status::Partial => {}
-                Status::Ok if taken as usize == wanted => return Ok(()),
-                Status::Ok | Status::Refused | Status::BadRequest => {
-                    return Err(Stop::Miss(answer.reason.unwrap_or(MissReason::LeaseLost)));
-                }
-            }
-        }
-    }
-
-    /// Copies one landed block and checks it, or gives it to a device.
-    fn take(&mut self, call: &Call<'_>, index: u32, target: &'a BlockMemory<'a>) -> Result<(), Stop> {
-        let landed = read_landed(call, index).ok_or(Stop::Miss(MissReason::TierDown))?;
-        if landed.status == LandedStatus::Missed {
-            return Err(Stop::Miss(landed.reason.unwrap_or(MissReason::Cold)));
-        }
-        if Instant::now() >= self.deadline {
-            return Err(Stop::Miss(MissReason::Timeout));
-        }
-        let segment = self.segment(landed.segment)?;
-        let copying = self.session.begin_copy().ok_or(Stop::Miss(MissReason::TierDown))?;
-        let (inner, meta_bytes) = (&self.view.inner, self.opened.meta_bytes);
-        let payload_bytes = inner.payload_bytes as usize;
-        let slot = (meta_bytes + payload_bytes <= landed.slot_bytes as usize)
-            .then(|| segment.extent(landed.offset, landed.slot_bytes as usize))
-            .flatten()
-            .ok_or(Stop::Miss(MissReason::TierDown))?;
-        let (Ok(metadata), Ok(payload)) = (slot.part(0, meta_bytes), slot.part(meta_bytes, payload_bytes)) else {
-            return Err(Stop::Miss(MissReason::TierDown));
-        };
-        let expected = Expected {
-            meta_checksum: landed.meta_checksum,
-            generation: landed.generation,
-            payload_bytes: inner.payload_bytes,
-            unit_bytes: inner.units.unit_bytes,
-            units: inner.units.count,
-        };
-        let algorithm = read_checksums(&metadata, &expected, &mut self.scratch, &mut self.expected);
-        let Some(algorithm) = algorithm else { return Err(Stop::Corrupt(0)) };
-        match target.place() {
-            Place::Host(target) => {
-                // Blocks are told in their order.
-                self.land_all()?;
-                let units = Units { unit_bytes: inner.units.unit_bytes as usize, algorithm, seed: landed.seed };
-                // A destination that does not fit is the engine's mistake: nothing is copied, the block is not told.
-                let copied = target.scatter(&payload, &units, &mut self.found);
-                drop(copying);
-                copied.map_err(|_| Stop::Miss(MissReason::Cold))?;
-                if self.found != self.expected {
-                    return Err(Stop::Corrupt(0));
-                }
-                self.count(landed.tier);
-            }
-            Place::Device { lane, index } => {
-                drop(copying);
-                if !target.fits(payload_bytes, inner.units.unit_bytes as usize) {
-                    return Err(Stop::Miss(MissReason::Cold));
-                }
-                if algorithm != ChecksumAlgorithm::Xxh3 {
-                    return Err(Stop::Miss(MissReason::Device));
-                }
-                let pinned = segment.pin(lane).ok_or(Stop::Miss(MissReason::Device))?;
-                let one = RecordMove { host: payload, pinned: Some(pinned), index: *index, seed: landed.seed };
-                let expecting = Expecting { tier: landed.tier, sums: self.expected.clone() };
-                self.convoy.add(lane, one, expecting, self.deadline)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for what was given to a device, and checks it. Behind the first that is not in place nothing counts.
-    fn land_all(&mut self) -> Result<(), Stop> {
-        if self.torn {
-            return Ok(());
-        }
-        // What is under way lands also where the rest cannot be sent any more.
-        let sent = self.convoy.send(self.deadline);
-        let landed = self.land_sent().and(sent.map_err(Stop::from));
-        self.torn = landed.is_err();
-        landed
-    }
-
-    fn land_sent(&mut self) -> Result<(), Stop> {
-        while let Some(moved) = self.convoy.next()? {
-            if moved.sums != moved.tag.sums {
-                return Err(Stop::Corrupt(0));
-            }
-            self.count(moved.tag.tier);
-        }
-        Ok(())
-    }
-
-    /// The next block in order is in place.
-    fn count(&mut self, tier: Option<Tier>) {
-        self.done += 1;
-        self.loaded.blocks += 1;
-        match tier {
-            Some(Tier::Nvme) => self.loaded.from_nvme += 1,
-            Some(Tier::Object) => self.loaded.from_object += 1,
-            _ => self.loaded.from_dram += 1,
-        }
-    }
-
-    fn segment(&mut self, number: u32) -> Result<Arc<Segment>, Stop> {
-        if let Some((_, open)) = self.segments.iter().find(|(found, _)| *found == number) {
-            return Ok(open.clone());
-        }
-        let open = self.session.segment(number, self.deadline)?;
-        self.segments.push((number, open.clone()));
-        Ok(open)
-    }
-}
-
-fn read_landed(call: &Call<'_>, index: u32) -> Option<Landed> {
-    let mut bytes = [0; LANDED_BYTES];
-    call.slab().read(index as usize * LANDED_BYTES, &mut bytes).ok()?;
-    Landed::decode(&bytes).ok()
 }

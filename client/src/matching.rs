@@ -11,7 +11,8 @@ use kvd_proto::{BlockHash, HASH_BYTES_MAX, MissReason, Tier};
 use crate::deadline::deadline_in;
 use crate::link::CallError;
 use crate::session::Session;
-use crate::view::{View, request};
+use crate::shards::Share;
+use crate::view::{Inner, View, request};
 
 /// Hashes that are put together before they go into the slab.
 const HASHES_PER_PAGE: usize = 128;
@@ -20,6 +21,8 @@ const HASHES_PER_PAGE: usize = 128;
 #[derive(Debug, Default)]
 pub struct Match {
     blocks: u32,
+    /// Of those, what is here in the view's own shard.
+    own: u32,
     reason: Option<MissReason>,
     slowest: Option<Tier>,
     estimate: Duration,
@@ -27,6 +30,16 @@ pub struct Match {
     pub(crate) session: Option<Arc<Session>>,
     /// One lease per [`BLOCKS_PER_CALL_MAX`] hashes.
     pub(crate) parts: Vec<Part>,
+    /// What the blocks behind the view's own are put together from.
+    pub(crate) others: Vec<Other>,
+}
+
+/// What another shard gives.
+#[derive(Debug)]
+pub(crate) struct Other {
+    pub(crate) view: Arc<Inner>,
+    pub(crate) found: Match,
+    pub(crate) share: Arc<Share>,
 }
 
 /// What one lease holds.
@@ -41,6 +54,12 @@ impl Match {
     /// Length of the prefix.
     pub fn blocks(&self) -> u32 {
         self.blocks
+    }
+
+    /// How much of it is here in the view's own shard. The blocks behind are put together from shards that ranks of another tensor
+    /// or pipeline parallel size wrote: to be stored once they are loaded, so that what follows them has its parents in this shard.
+    pub fn own_blocks(&self) -> u32 {
+        self.own
     }
 
     /// Why the first block behind the prefix is none of it; `None` if all matched.
@@ -95,10 +114,19 @@ impl View {
         if hashes.iter().any(|hash| hash.len() != self.inner.hash_bytes) {
             return Match::missed(MissReason::Cold);
         }
+        let mut found = self.match_here(&session, hashes, deadline);
+        if (found.blocks as usize) < hashes.len() {
+            self.match_others(&session, hashes, deadline, &mut found);
+        }
+        found
+    }
+
+    /// In the view's own shard.
+    fn match_here(&self, session: &Arc<Session>, hashes: &[BlockHash], deadline: Instant) -> Match {
         let mut found = Match::default();
         found.session = Some(session.clone());
         for part in hashes.chunks(BLOCKS_PER_CALL_MAX as usize) {
-            match self.match_part(&session, part, deadline, &mut found) {
+            match self.match_part(session, part, deadline, &mut found) {
                 Ok(blocks) if blocks as usize == part.len() => {}
                 Ok(_) => return found,
                 Err(error) => {
@@ -108,6 +136,35 @@ impl View {
             }
         }
         found
+    }
+
+    /// Puts more blocks together from other shards, if those have them.
+    fn match_others(&self, session: &Arc<Session>, hashes: &[BlockHash], deadline: Instant, found: &mut Match) {
+        let opened = self.others.as_ref().zip(self.inner.opened(session, deadline).ok());
+        let Some((others, opened)) = opened else { return };
+        let (sources, listed) = others.ask(session, opened.number, deadline);
+        let mut matches: Vec<Option<Match>> = sources.views.iter().map(|_| None).collect();
+        for at in sources.usable(listed) {
+            let view = self.of_other(&sources.views[at]);
+            matches[at] = Some(view.match_here(session, hashes, deadline));
+        }
+        let prefixes: Vec<u32> = matches.iter().map(|other| other.as_ref().map_or(0, Match::blocks)).collect();
+        let Some((blocks, shares)) = sources.choose(&self.inner, &prefixes, found.blocks) else { return };
+        for (at, share) in shares {
+            let Some(other) = matches[at].take() else { continue };
+            found.slowest = found.slowest.max(other.slowest);
+            found.estimate += other.estimate;
+            found.others.push(Other { view: sources.views[at].clone(), found: other, share });
+        }
+        found.blocks = blocks;
+        if blocks as usize == hashes.len() {
+            found.reason = None;
+        }
+    }
+
+    /// The view of another shard.
+    pub(crate) fn of_other(&self, inner: &Arc<Inner>) -> Self {
+        Self { engine: self.engine.clone(), inner: inner.clone(), others: None }
     }
 
     fn match_part(
@@ -129,6 +186,7 @@ impl View {
             found.parts.push(Part { lease: answer.lease, blocks: found.blocks..found.blocks + blocks });
         }
         found.blocks += blocks;
+        found.own += blocks;
         found.slowest = found.slowest.max(answer.tier);
         found.estimate += Duration::from_micros(answer.arg);
         found.reason = match (blocks as usize == hashes.len(), answer.reason) {

@@ -40,6 +40,8 @@ pub(crate) struct Terms {
     pub(crate) lease_bytes_max: u64,
     pub(crate) match_deadline: Duration,
     pub(crate) load_deadline: Duration,
+    /// It tells which shards it has.
+    pub(crate) lists_shards: bool,
 }
 
 /// A joined session.

@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use kvd_nixl::sys::ChecksumAlgorithm;
 use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, Op, Request};
-use kvd_proto::wire::session::{Body, OpenView, SetPrefillRate, ViewOpened};
-use kvd_proto::{BlockHash, HASH_BYTES_MAX, Namespace, Shard, Units};
+use kvd_proto::wire::session::{Body, OpenView, SetPrefillRate, ShardRange, ViewOpened};
+use kvd_proto::{BlockHash, GroupSpec, HASH_BYTES_MAX, LayoutError, Namespace, Shard, Units};
 
 use crate::deadline::deadline_in;
 use crate::engine::Engine;
 use crate::error::ViewError;
 use crate::link::CallError;
 use crate::session::{CONTROL_WAIT, ControlError, Session, SessionId};
+use crate::shards::Others;
 
 /// Between two looks at a view that another thread is just opening.
 const LOCK_PAUSE: Duration = Duration::from_micros(200);
@@ -39,8 +40,11 @@ pub struct ViewSpec<'a> {
 pub struct View {
     pub(crate) engine: Engine,
     pub(crate) inner: Arc<Inner>,
+    /// `None` for a view that is itself another shard's.
+    pub(crate) others: Option<Arc<Others>>,
 }
 
+/// A shard of a group, as the daemon knows it.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) payload_bytes: u32,
@@ -79,29 +83,17 @@ impl View {
         if spec.hash_bytes == 0 || spec.hash_bytes > HASH_BYTES_MAX {
             return Err(ViewError::HashBytes(spec.hash_bytes));
         }
-        let (layers, heads, interleave) = (spec.shard.layers(), spec.shard.heads(), spec.shard.interleave());
         let message = OpenView {
             namespace: spec.namespace.encode()?,
             group: spec.group.into(),
-            layer_start: layers.start.into(),
-            layer_end: layers.end.into(),
-            head_start: heads.start.into(),
-            head_end: heads.end.into(),
-            interleave_index: interleave.index().into(),
-            interleave_of: interleave.of().into(),
+            shard: None,
             prefill_tokens_per_second: spec.prefill_tokens_per_second,
             hash_bytes: u32::try_from(spec.hash_bytes).expect("at most 32"),
             token_ids: spec.token_ids,
         };
-        let inner = Inner {
-            payload_bytes: group.record_bytes(&spec.shard)?,
-            units: group.units(&spec.shard)?,
-            block_tokens: spec.namespace.block_tokens,
-            hash_bytes: spec.hash_bytes,
-            token_ids: spec.token_ids,
-            opened: Mutex::new(Opening { message, open: None }),
-        };
-        let view = Self { engine, inner: Arc::new(inner) };
+        let others = Others::new(group, &spec.shard, spec.namespace.block_tokens, message.clone());
+        let inner = Inner::new(group, &spec.shard, spec.namespace.block_tokens, message)?;
+        let view = Self { engine, inner: Arc::new(inner), others: Some(Arc::new(others)) };
         if let Some(session) = view.engine.shared.session() {
             match view.inner.with(&session, Instant::now() + CONTROL_WAIT) {
                 Err(NotOpen::Refused(refused)) => return Err(refused),
@@ -119,20 +111,10 @@ impl View {
 
     /// Tells the daemon how fast the engine computes now. Kept for the daemons after this one.
     pub fn set_prefill_rate(&self, tokens_per_second: f64) {
-        let open = {
-            let mut opened = self.inner.opened.lock().unwrap_or_else(PoisonError::into_inner);
-            opened.message.prefill_tokens_per_second = tokens_per_second;
-            opened.open
-        };
-        // The lock is free again: calls of other threads do not wait for this answer.
-        let (Some(session), Some((id, open))) = (self.engine.shared.session(), open) else { return };
-        if session.id == id {
-            let message = SetPrefillRate { view: open.number.into(), tokens_per_second };
-            let answer = session.control.ask(Body::SetPrefillRate(message), Instant::now() + CONTROL_WAIT);
-            if let Err(error) = answer {
-                // A hint that came too late costs nothing; a broken socket ends the session.
-                session.control_failed(error);
-            }
+        self.inner.set_prefill_rate(self.engine.shared.session(), tokens_per_second);
+        let others = self.others.as_ref().map(|others| others.set_prefill_rate(tokens_per_second));
+        for other in others.iter().flat_map(|sources| &sources.views) {
+            other.set_prefill_rate(self.engine.shared.session(), tokens_per_second);
         }
     }
 
@@ -169,6 +151,44 @@ impl View {
 }
 
 impl Inner {
+    /// The shard of a group that `message` describes but for its shard.
+    pub(crate) fn new(
+        group: &GroupSpec,
+        shard: &Shard,
+        block_tokens: u32,
+        message: OpenView,
+    ) -> Result<Self, LayoutError> {
+        Ok(Self {
+            payload_bytes: group.record_bytes(shard)?,
+            units: group.units(shard)?,
+            block_tokens,
+            hash_bytes: message.hash_bytes as usize,
+            token_ids: message.token_ids,
+            opened: Mutex::new(Opening {
+                message: OpenView { shard: Some(ShardRange::from(shard)), ..message },
+                open: None,
+            }),
+        })
+    }
+
+    fn set_prefill_rate(&self, session: Option<Arc<Session>>, tokens_per_second: f64) {
+        let open = {
+            let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+            opened.message.prefill_tokens_per_second = tokens_per_second;
+            opened.open
+        };
+        // The lock is free again: calls of other threads do not wait for this answer.
+        let (Some(session), Some((id, open))) = (session, open) else { return };
+        if session.id == id {
+            let message = SetPrefillRate { view: open.number.into(), tokens_per_second };
+            let answer = session.control.ask(Body::SetPrefillRate(message), Instant::now() + CONTROL_WAIT);
+            if let Err(error) = answer {
+                // A hint that came too late costs nothing; a broken socket ends the session.
+                session.control_failed(error);
+            }
+        }
+    }
+
     /// The view's names with the daemon of `session`, which learns of the view if it has not.
     pub(crate) fn opened(&self, session: &Session, deadline: Instant) -> Result<Opened, CallError> {
         self.with(session, deadline).map_err(|error| match error {

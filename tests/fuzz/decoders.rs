@@ -8,8 +8,8 @@ use kvd_nixl::sys::ChecksumAlgorithm;
 use kvd_proto::record::{HEADER_BYTES, SEED};
 use kvd_proto::wire::ring::{Completion, ENTRY_BYTES, Op, Request, Status};
 use kvd_proto::wire::session::{
-    Body, GetSegment, Goodbye, Hello, OpenView, Refused, RingGeometry, SetPrefillRate, ViewOpened, Welcome,
-    decode_frame, encode_frame,
+    Body, GetSegment, Goodbye, Hello, ListShards, OpenView, Refused, RingGeometry, SetPrefillRate, ShardRange, Shards,
+    ViewOpened, Welcome, decode_frame, encode_frame,
 };
 use kvd_proto::wire::slab::{
     CommitEntries, GRANTED_BYTES, Granted, GrantedStatus, LANDED_BYTES, Landed, hash_at, offer_bytes, put_commit,
@@ -339,8 +339,8 @@ fn frame_seeds() -> Vec<Vec<u8>> {
     let hello =
         Hello { version_min: 1, version_max: 1, instance: vec![1; 16], features: vec!["a".into()], ..Hello::default() };
     let namespace = sample_namespace().encode().expect("valid");
-    let view =
-        OpenView { namespace, layer_end: 2, head_end: 4, interleave_of: 1, hash_bytes: 32, ..OpenView::default() };
+    let range = ShardRange { layer_end: 2, head_end: 4, interleave_of: 1, ..ShardRange::default() };
+    let view = OpenView { namespace, shard: Some(range), hash_bytes: 32, ..OpenView::default() };
     let geometry =
         Some(RingGeometry { memory_bytes: 1 << 22, ring_entries: 256, slabs: 16, ..RingGeometry::default() });
     let bodies = [
@@ -348,6 +348,8 @@ fn frame_seeds() -> Vec<Vec<u8>> {
         Body::Welcome(Welcome { version: 1, geometry, ..Welcome::default() }),
         Body::Refused(Refused { code: 3, message: "full".into(), remedy: "wait".into() }),
         Body::OpenView(view),
+        Body::ListShards(ListShards { view: 1 }),
+        Body::Shards(Shards { view: 1, shards: vec![range; 2] }),
         Body::ViewOpened(ViewOpened { view: 1, payload_bytes: 65536, ..ViewOpened::default() }),
         Body::GetSegment(GetSegment { segment: 7 }),
         Body::SetPrefillRate(SetPrefillRate { view: 1, tokens_per_second: 1e4 }),

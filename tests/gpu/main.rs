@@ -11,6 +11,8 @@ mod deaths;
 mod engine;
 mod lanes;
 mod parts;
+mod ranks;
+mod shards;
 
 use kvd_nixl::device::Device;
 use kvd_tests::skip;

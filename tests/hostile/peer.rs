@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvd_nixl::sys::{Bell, Consumer, Mapping, MemoryExtent, Producer, RingError, recv_with_fds, ring_bytes};
+use kvd_proto::Shard;
 use kvd_proto::wire::ring::{Completion, Status};
 use kvd_proto::wire::session::{
     Body, Goodbye, Hello, OpenView, RefusalCode, Refused, RingGeometry, Welcome, decode_frame, encode_frame,
@@ -99,9 +100,7 @@ pub(crate) fn hello(number: u8) -> Hello {
 pub(crate) fn open_view(model: &str) -> OpenView {
     OpenView {
         namespace: plain_namespace(model, crate::node::BLOCK as u32).encode().expect("a namespace"),
-        layer_end: 1,
-        head_end: 1,
-        interleave_of: 1,
+        shard: Some((&Shard::whole(1, 1).expect("a shard")).into()),
         hash_bytes: 32,
         ..OpenView::default()
     }

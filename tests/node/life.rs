@@ -50,10 +50,7 @@ fn nvme_serves_what_dram_lost() {
     assert_eq!(engine.store(1, 0, 64).granted, 64);
     drop(engine);
     assert_eq!(daemon.stop(), Some(0), "a graceful stop spills what is queued");
-    for entry in std::fs::read_dir(scratch.dram()).expect("the arena's folder").flatten() {
-        let path = entry.path();
-        if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.expect("ours to delete");
-    }
+    scratch.delete_dram();
     let daemon = Daemon::start(&scratch, &options());
     let engine = TestEngine::connect(&scratch.socket(), 2, BLOCK, 64);
     let checked = engine.check(1, 64);

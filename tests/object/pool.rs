@@ -129,11 +129,7 @@ impl Node {
 
     /// What a node loses with its memory and its disk; its daemon is dead.
     pub(crate) fn lose(&self) {
-        for entry in fs::read_dir(self.scratch.dram()).expect("the arena's folder").flatten() {
-            let path = entry.path();
-            let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            gone.expect("gone");
-        }
+        self.scratch.delete_dram();
         fs::remove_file(self.scratch.data().join("nvme.kvd")).expect("gone");
     }
 

@@ -30,6 +30,15 @@ impl Scratch {
         self.dram.path()
     }
 
+    /// Deletes what lies in DRAM, as a restart of the machine does.
+    pub fn delete_dram(&self) {
+        for entry in std::fs::read_dir(self.dram()).expect("the arena's folder").flatten() {
+            let path = entry.path();
+            let gone = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+            gone.expect("ours to delete");
+        }
+    }
+
     /// The engine socket.
     pub fn socket(&self) -> PathBuf {
         self.data.path().join("kvd.sock")

@@ -5,6 +5,8 @@
 //! one run per layer and plane. Two planes of different unit size, or a geometry that cannot be described, are checksummed
 //! in pieces of [`OPAQUE_UNIT_BYTES`] instead of per unit.
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 use crate::Shard;
@@ -137,15 +139,24 @@ impl GroupSpec {
     /// The checksummed pieces of that payload.
     pub fn units(&self, shard: &Shard) -> Result<Units, LayoutError> {
         let bytes = self.record_bytes(shard)?;
-        let mut present = self.planes.iter().filter(|plane| plane.units(shard) > 0);
-        let unit_bytes = match present.next() {
-            Some(first) if present.all(|plane| plane.unit_bytes == first.unit_bytes) => first.unit_bytes_of(shard)?,
-            _ => OPAQUE_UNIT_BYTES,
+        let unit_bytes = match self.unit(shard) {
+            Some(plane) => plane.unit_bytes_of(shard)?,
+            None => OPAQUE_UNIT_BYTES,
         };
+        Ok(Units { count: bytes.div_ceil(unit_bytes), unit_bytes })
+    }
+
+    /// Whether the checksummed pieces of this shard's records are the layout's own units.
+    pub fn has_units(&self, shard: &Shard) -> bool {
+        self.unit(shard).is_some()
+    }
+
+    /// A plane whose units all others have too.
+    fn unit(&self, shard: &Shard) -> Option<&Plane> {
         let described =
             self.geometry.is_none() && self.planes.iter().all(|plane| plane.unit_order != UnitOrder::Opaque);
-        let unit_bytes = if described { unit_bytes } else { OPAQUE_UNIT_BYTES };
-        Ok(Units { count: bytes.div_ceil(unit_bytes), unit_bytes })
+        let mut present = self.planes.iter().filter(|plane| described && plane.units(shard) > 0);
+        present.next().filter(|first| present.all(|plane| plane.unit_bytes == first.unit_bytes))
     }
 }
 
@@ -153,11 +164,15 @@ impl Plane {
     /// Units of this plane within `shard`.
     fn units(&self, shard: &Shard) -> u64 {
         let layers = shard.layers().end.min(self.layers).saturating_sub(shard.layers().start);
-        let heads = match self.sharding {
-            Sharding::Sharded => shard.heads().end.min(self.heads).saturating_sub(shard.heads().start),
-            Sharding::Replicated => self.heads,
-        };
-        u64::from(layers) * u64::from(heads)
+        u64::from(layers) * self.heads_of(shard).len() as u64
+    }
+
+    /// The heads that a shard has of this plane.
+    pub(crate) fn heads_of(&self, shard: &Shard) -> Range<u16> {
+        match self.sharding {
+            Sharding::Sharded => shard.heads().start..shard.heads().end.min(self.heads),
+            Sharding::Replicated => 0..self.heads,
+        }
     }
 
     /// Bytes that one rank of the interleave holds of a unit.

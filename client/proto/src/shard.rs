@@ -7,9 +7,6 @@ use thiserror::Error;
 /// The length of an encoded [`Shard`].
 pub const SHARD_BYTES: usize = 12;
 
-/// Coverage across interleaves is decided token class by token class; more classes than this count as not covered.
-const INTERLEAVE_CLASSES_MAX: u32 = 4096;
-
 /// Which tokens of a block a rank holds: those at `position % of == index`. The whole block is `0 of 1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Interleave {
@@ -59,6 +56,9 @@ pub enum ShardError {
         /// First behind the members.
         end: u16,
     },
+    /// A number that is no layer, head or class.
+    #[error("{0} is beyond 65535")]
+    Beyond(u32),
     /// A class beyond the number of classes.
     #[error("interleave {index} of {of}")]
     Interleave {
@@ -124,51 +124,6 @@ impl Shard {
     }
 }
 
-/// Whether the shards of `set` together hold everything that `ask` wants. Errs towards `false`, which is a miss.
-pub fn covers(set: &[Shard], ask: &Shard) -> bool {
-    if set.iter().any(|shard| shard == ask) {
-        return true;
-    }
-    let classes =
-        set.iter().try_fold(u32::from(ask.interleave.of), |all, shard| least_common_multiple(all, shard.interleave.of));
-    let Some(classes) = classes else { return false };
-    let layers = cuts(&ask.layers, set.iter().map(|shard| &shard.layers));
-    let heads = cuts(&ask.heads, set.iter().map(|shard| &shard.heads));
-    let step = usize::from(ask.interleave.of);
-    (u32::from(ask.interleave.index)..classes).step_by(step).all(|class| {
-        layers.windows(2).all(|layer| {
-            heads.windows(2).all(|head| {
-                set.iter().any(|shard| {
-                    shard.layers.start <= layer[0]
-                        && layer[1] <= shard.layers.end
-                        && shard.heads.start <= head[0]
-                        && head[1] <= shard.heads.end
-                        && class % u32::from(shard.interleave.of) == u32::from(shard.interleave.index)
-                })
-            })
-        })
-    })
-}
-
-/// The borders of `ask` and those of the `others` that lie within it, ascending.
-fn cuts<'a>(ask: &Range<u16>, others: impl Iterator<Item = &'a Range<u16>>) -> Vec<u16> {
-    let mut borders: Vec<u16> =
-        others.flat_map(|range| [range.start, range.end]).filter(|at| ask.contains(at)).collect();
-    borders.extend([ask.start, ask.end]);
-    borders.sort_unstable();
-    borders.dedup();
-    borders
-}
-
-fn least_common_multiple(a: u32, b: u16) -> Option<u32> {
-    let b = u32::from(b);
-    let (mut x, mut y) = (a, b);
-    while y != 0 {
-        (x, y) = (y, x % y);
-    }
-    (a / x).checked_mul(b).filter(|&classes| classes <= INTERLEAVE_CLASSES_MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,21 +138,7 @@ mod tests {
         })
     }
 
-    fn holds(shard: &Shard, layer: u16, head: u16, token: u16) -> bool {
-        shard.layers.contains(&layer)
-            && shard.heads.contains(&head)
-            && token % shard.interleave.of == shard.interleave.index
-    }
-
     proptest! {
-        #[test]
-        fn covers_equals_counting_cells(set in prop::collection::vec(shard(), 0..8), ask in shard()) {
-            let plain = (0..8).all(|layer| (0..8).all(|head| (0..12).all(|token| {
-                !holds(&ask, layer, head, token) || set.iter().any(|shard| holds(shard, layer, head, token))
-            })));
-            prop_assert_eq!(covers(&set, &ask), plain);
-        }
-
         #[test]
         fn bytes_round_trip(shard in shard()) {
             prop_assert_eq!(Shard::from_bytes(&shard.to_bytes()).unwrap(), shard);
@@ -209,11 +150,5 @@ mod tests {
                 prop_assert_eq!(shard.to_bytes(), bytes);
             }
         }
-    }
-
-    #[test]
-    fn too_many_interleave_classes_are_a_miss() {
-        let odd = |of| Shard::new(0..1, 0..1, Interleave::new(0, of).unwrap()).unwrap();
-        assert!(!covers(&[odd(4093), odd(4091)], &odd(4079)));
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvd_nixl::sys::{Bell, Consumer, Mapping, MemoryExtent, Producer, is_sealed, ring_bytes};
-use kvd_proto::wire::session::{Body, Hello, RingGeometry, Role, VERSION, VERSION_MIN, Welcome};
+use kvd_proto::wire::session::{
+    Body, FEATURE_SHARDS, FEATURE_TOKEN_IDS, Hello, RingGeometry, Role, VERSION, VERSION_MIN, Welcome,
+};
 use kvd_proto::{Epoch, InstanceId};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with};
 
@@ -42,7 +44,7 @@ pub(crate) fn connect(
     let hello = Hello {
         version_min: VERSION_MIN,
         version_max: VERSION,
-        features: vec!["token_ids".into()],
+        features: vec![FEATURE_TOKEN_IDS.into(), FEATURE_SHARDS.into()],
         instance: greeting.instance.as_bytes().to_vec(),
         role: greeting.role.into(),
         client_name: greeting.client_name.clone(),
@@ -100,6 +102,7 @@ fn join(welcome: Welcome, fds: Vec<OwnedFd>, control: Control, ended: Ended) -> 
         lease_bytes_max: welcome.lease_bytes_max,
         match_deadline: Duration::from_micros(welcome.match_deadline_us.into()),
         load_deadline: Duration::from_micros(welcome.load_deadline_us.into()),
+        lists_shards: welcome.features.iter().any(|feature| feature == FEATURE_SHARDS),
     };
     let link = Link::new(terms.epoch, slabs, rings, Bell::from_fd(bell), ended);
     Ok(Session::new(terms, link, control))

@@ -9,7 +9,7 @@ use kvd_proto::wire::slab::{LANDED_BYTES, Landed};
 use kvd_proto::{BlockHash, Epoch, HASH_BYTES_MAX, InstanceId, NamespaceDigest, Shard, Time, UnitOrder};
 use kvd_tiers::{ClientSlot, RequestId, ViewId};
 
-use crate::session::{SessionId, SessionLink};
+use crate::session::{SessionId, SessionLink, ViewRequest};
 
 /// Views of one session at most.
 pub(super) const VIEWS_MAX: usize = 64;
@@ -33,6 +33,14 @@ pub(super) struct View {
     pub(super) block_tokens: u32,
     pub(super) token_ids: bool,
     pub(super) hash_bytes: usize,
+}
+
+impl View {
+    /// Whether it is the one that is asked for: with the namespace, the shard and what goes with a record all else is equal.
+    pub(super) fn is(&self, wanted: &ViewRequest) -> bool {
+        (self.namespace, self.group, &self.shard) == (wanted.namespace, wanted.group, &wanted.shard)
+            && (self.token_ids, self.hash_bytes) == (wanted.token_ids, wanted.hash_bytes)
+    }
 }
 
 /// A load that waits for moves.

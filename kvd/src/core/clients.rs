@@ -1,13 +1,14 @@
 //! Client slots: who joins, who comes back, who is gone.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use kvd_nixl::sys::StartTime;
 use kvd_proto::wire::session::RefusalCode;
-use kvd_proto::{Epoch, GroupKey, Time};
+use kvd_proto::{Epoch, GroupKey, SHARD_BYTES, SOURCES_MAX, Shard, Time};
 use kvd_tiers::dram::ClientProcess;
 use kvd_tiers::ladder::{JoinError, ViewSpec, namespace_prefix};
 use kvd_tiers::record::{PAYLOAD_BYTES_MAX, meta_bytes, slot_bytes};
@@ -34,6 +35,9 @@ impl Core {
                 SessionCall::OpenView(session, view, answer) => {
                     let opened = self.find(session).and_then(|at| self.open_view(at, *view));
                     drop(answer.send(opened));
+                }
+                SessionCall::Shards(session, view, answer) => {
+                    drop(answer.send(self.find(session).and_then(|at| self.other_shards(at, view))));
                 }
                 SessionCall::Segment(session, segment, answer) => {
                     drop(answer.send(self.find(session).and_then(|_| self.segment(segment))));
@@ -130,6 +134,15 @@ impl Core {
 
     fn open_view(&mut self, at: usize, wanted: ViewRequest) -> Result<OpenedView, Refusal> {
         let client = self.clients[at].as_ref().expect("found a moment ago");
+        if let Some(open) = client.views.iter().position(|view| view.is(&wanted)) {
+            let (id, meta_bytes) = (client.views[open].id, client.views[open].meta_bytes);
+            let rate = whole_rate(wanted.prefill_tokens_per_second);
+            if rate > 0 {
+                self.ladder.set_prefill_rate(id, rate);
+            }
+            let view = open as u16;
+            return Ok(OpenedView { view, meta_bytes, checksum_algorithm: ALGORITHM.id() });
+        }
         if client.views.len() >= VIEWS_MAX {
             return Err(Refusal::new(RefusalCode::Full, "the session has too many views", "reuse the open ones"));
         }
@@ -212,11 +225,33 @@ impl Core {
     }
 
     fn set_prefill_rate(&mut self, at: usize, view: u32, rate: f64) -> Result<(), Refusal> {
+        let view = self.view(at, view)?.id;
+        self.ladder.set_prefill_rate(view, whole_rate(rate));
+        Ok(())
+    }
+
+    fn view(&self, at: usize, view: u32) -> Result<&View, Refusal> {
         let client = self.clients[at].as_ref().expect("found a moment ago");
         let view = usize::try_from(view).ok().and_then(|view| client.views.get(view));
-        let view = view.ok_or_else(|| Refusal::new(RefusalCode::NotFound, "there is no such view", "open it first"))?;
-        self.ladder.set_prefill_rate(view.id, whole_rate(rate));
-        Ok(())
+        view.ok_or_else(|| Refusal::new(RefusalCode::NotFound, "there is no such view", "open it first"))
+    }
+
+    /// The other shards in which blocks of a view's group are, those with most records first.
+    fn other_shards(&self, at: usize, view: u32) -> Result<Vec<Shard>, Refusal> {
+        let view = self.view(at, view)?;
+        let prefix = namespace_prefix(&view.namespace);
+        // Shards that differ in what goes with a record, as token ids, are lanes of their own.
+        let mut records: BTreeMap<[u8; SHARD_BYTES], (u64, Shard)> = BTreeMap::new();
+        for held in self.ladder.holdings().filter(|held| held.records > 0 && held.shard != view.shard) {
+            if (held.tenant, held.namespace_prefix, held.group) == (self.settings.tenant, prefix, view.group) {
+                let (count, _) = records.entry(held.shard.to_bytes()).or_insert((0, held.shard));
+                *count += u64::from(held.records);
+            }
+        }
+        let mut found: Vec<(u64, Shard)> = records.into_values().collect();
+        found.sort_by_key(|(count, _)| Reverse(*count));
+        found.truncate(SOURCES_MAX);
+        Ok(found.into_iter().map(|(_, shard)| shard).collect())
     }
 
     /// The client said goodbye: nothing of it touches the arena any more.

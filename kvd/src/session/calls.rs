@@ -112,6 +112,8 @@ pub(crate) enum SessionCall {
     Join(Box<Joining>, Answer<Joined>),
     /// It describes what it will read and write.
     OpenView(SessionId, Box<ViewRequest>, Answer<OpenedView>),
+    /// It wants to know in which other shards blocks of a view's group are.
+    Shards(SessionId, u32, Answer<Vec<Shard>>),
     /// It wants to map a segment.
     Segment(SessionId, u32, Answer<(OwnedFd, u64)>),
     /// It measured its speed.

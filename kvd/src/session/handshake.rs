@@ -1,13 +1,15 @@
 //! What a client says about itself, checked. No socket here, and no ladder.
 
-use kvd_proto::wire::session::{Hello, OpenView, RefusalCode, Role, VERSION, VERSION_MIN};
-use kvd_proto::{Epoch, HASH_BYTES_MAX, InstanceId, Interleave, Namespace, Shard, UnitOrder};
+use kvd_proto::wire::session::{
+    FEATURE_SHARDS, FEATURE_TOKEN_IDS, Hello, OpenView, RefusalCode, Role, VERSION, VERSION_MIN,
+};
+use kvd_proto::{Epoch, HASH_BYTES_MAX, InstanceId, Namespace, Shard, UnitOrder};
 use kvd_tiers::ClientSlot;
 
 use crate::session::{Refusal, ViewRequest};
 
 /// What this daemon can do beyond version 1 as such.
-const FEATURES: [&str; 1] = ["token_ids"];
+const FEATURES: [&str; 2] = [FEATURE_TOKEN_IDS, FEATURE_SHARDS];
 const FEATURES_MAX: usize = 64;
 const NAME_BYTES_MAX: usize = 64;
 
@@ -80,14 +82,8 @@ pub(super) fn describe(view: &OpenView) -> Result<ViewRequest, Refusal> {
     let (Some(group), Some(spec)) = (group, spec) else {
         return Err(layout(format!("the namespace has no group {}", view.group)));
     };
-    let narrow = |number: u32| u16::try_from(number).map_err(|_| layout(format!("{number} is beyond 65535")));
-    let interleave = Interleave::new(narrow(view.interleave_index)?, narrow(view.interleave_of)?);
-    let shard = Shard::new(
-        narrow(view.layer_start)?..narrow(view.layer_end)?,
-        narrow(view.head_start)?..narrow(view.head_end)?,
-        interleave.map_err(|error| layout(error.to_string()))?,
-    );
-    let shard = shard.map_err(|error| layout(error.to_string()))?;
+    let Some(range) = &view.shard else { return Err(layout("the view has no shard".into())) };
+    let shard = Shard::try_from(range).map_err(|error| layout(error.to_string()))?;
     let payload_bytes = spec.record_bytes(&shard).map_err(|error| layout(error.to_string()))?;
     let units = spec.units(&shard).map_err(|error| layout(error.to_string()))?;
     let hash_bytes = view.hash_bytes as usize;
@@ -182,9 +178,7 @@ mod tests {
         };
         OpenView {
             namespace: namespace.encode().unwrap(),
-            layer_end: 2,
-            head_end: 4,
-            interleave_of: 1,
+            shard: Some((&Shard::whole(2, 4).unwrap()).into()),
             hash_bytes: 32,
             prefill_tokens_per_second: f64::NAN,
             ..OpenView::default()
@@ -207,9 +201,10 @@ mod tests {
         };
         assert_eq!(with(|view| view.group = 1), RefusalCode::Layout);
         assert_eq!(with(|view| view.group = u32::MAX), RefusalCode::Layout);
-        assert_eq!(with(|view| view.layer_end = 3), RefusalCode::Layout);
-        assert_eq!(with(|view| view.head_end = 1 << 20), RefusalCode::Layout);
-        assert_eq!(with(|view| view.interleave_of = 0), RefusalCode::Layout);
+        assert_eq!(with(|view| view.shard = None), RefusalCode::Layout);
+        assert_eq!(with(|view| view.shard.as_mut().unwrap().layer_end = 3), RefusalCode::Layout);
+        assert_eq!(with(|view| view.shard.as_mut().unwrap().head_end = 1 << 20), RefusalCode::Layout);
+        assert_eq!(with(|view| view.shard.as_mut().unwrap().interleave_of = 0), RefusalCode::Layout);
         assert_eq!(with(|view| view.hash_bytes = 33), RefusalCode::Layout);
         assert_eq!(with(|view| view.namespace.truncate(9)), RefusalCode::Layout);
     }

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, TryRecvError};
 use kvd_nixl::sys::{EventFd, Pidfd, Signal, StartTime, peer_credentials};
-use kvd_proto::Time;
 use kvd_proto::wire::session::{
-    Body, Error, Goodbye, Hello, RefusalCode, Refused, SegmentFd, SetPrefillRate, ViewOpened, Welcome,
+    Body, Error, Goodbye, Hello, ListShards, RefusalCode, Refused, SegmentFd, SetPrefillRate, ShardRange, Shards,
+    ViewOpened, Welcome,
 };
+use kvd_proto::{Shard, Time};
 use rustix::event::{Timespec, epoll};
 
 use crate::core::clock;
@@ -337,6 +338,11 @@ impl Reactor {
                 };
                 Ok((Body::ViewOpened(view), vec![]))
             }),
+            (Stage::Open(session), Body::ListShards(ListShards { view })) => {
+                let found = self.core.ask(|answer| SessionCall::Shards(session, view, answer));
+                let ranges = |shards: Vec<Shard>| shards.iter().map(ShardRange::from).collect();
+                found.map(|shards| (Body::Shards(Shards { view, shards: ranges(shards) }), vec![]))
+            }
             (Stage::Open(session), Body::GetSegment(wanted)) => {
                 let segment = wanted.segment;
                 let found = self.core.ask(|answer| SessionCall::Segment(session, segment, answer));

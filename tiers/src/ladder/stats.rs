@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvd_proto::{MissReason, Time};
+use kvd_proto::{MissReason, Shard, Time};
 
 use super::lanes::Held;
 use super::nodes::RECORD_BYTES_MAX;
@@ -225,7 +225,7 @@ pub struct Stats {
 }
 
 /// What is there of one shard of one group of a namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     /// Whose.
     pub tenant: TenantId,
@@ -233,6 +233,8 @@ pub struct Holding {
     pub namespace_prefix: u64,
     /// Group of the namespace.
     pub group: u16,
+    /// Which part of its blocks.
+    pub shard: Shard,
     /// Records of this shard.
     pub records: u32,
 }
@@ -244,6 +246,7 @@ impl<T: SlotTable, P: Policy> Ladder<T, P> {
             tenant: lane.tenant,
             namespace_prefix: lane.namespace_prefix,
             group: lane.group,
+            shard: lane.shard.clone(),
             records: lane.held.records,
         })
     }

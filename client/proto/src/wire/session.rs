@@ -4,6 +4,8 @@
 use prost::Message;
 use thiserror::Error;
 
+use crate::{Interleave, Shard, ShardError};
+
 #[allow(missing_docs, unreachable_pub, reason = "generated; the documentation stands in the .proto")]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/kvd.session.v1.rs"));
@@ -11,9 +13,14 @@ mod generated {
 
 pub use generated::frame::Body;
 pub use generated::{
-    Error, Frame, GetSegment, Goodbye, Hello, OpenView, RefusalCode, Refused, RingGeometry, Role, SegmentFd,
-    SetPrefillRate, ViewOpened, Welcome,
+    Error, Frame, GetSegment, Goodbye, Hello, ListShards, OpenView, RefusalCode, Refused, RingGeometry, Role,
+    SegmentFd, SetPrefillRate, ShardRange, Shards, ViewOpened, Welcome,
 };
+
+/// The feature of offers with token ids.
+pub const FEATURE_TOKEN_IDS: &str = "token_ids";
+/// The feature of [`ListShards`].
+pub const FEATURE_SHARDS: &str = "shards";
 
 /// The newest version of the protocol that this crate speaks.
 pub const VERSION: u32 = 1;
@@ -36,6 +43,33 @@ pub enum FrameError {
     /// The message is of a kind that this version does not know.
     #[error("a frame without a known message")]
     Unknown,
+}
+
+impl From<&Shard> for ShardRange {
+    fn from(shard: &Shard) -> Self {
+        let (layers, heads, interleave) = (shard.layers(), shard.heads(), shard.interleave());
+        Self {
+            layer_start: layers.start.into(),
+            layer_end: layers.end.into(),
+            head_start: heads.start.into(),
+            head_end: heads.end.into(),
+            interleave_index: interleave.index().into(),
+            interleave_of: interleave.of().into(),
+        }
+    }
+}
+
+impl TryFrom<&ShardRange> for Shard {
+    type Error = ShardError;
+
+    fn try_from(range: &ShardRange) -> Result<Self, ShardError> {
+        let narrow = |number| u16::try_from(number).map_err(|_| ShardError::Beyond(number));
+        Self::new(
+            narrow(range.layer_start)?..narrow(range.layer_end)?,
+            narrow(range.head_start)?..narrow(range.head_end)?,
+            Interleave::new(narrow(range.interleave_index)?, narrow(range.interleave_of)?)?,
+        )
+    }
 }
 
 /// The bytes of a frame with this message.

@@ -15,7 +15,9 @@ use kvd_proto::wire::session::{
 use kvd_proto::wire::slab::{
     GRANTED_BYTES, Granted, GrantedStatus, LANDED_BYTES, Landed, LandedStatus, put_commit, put_hash,
 };
-use kvd_proto::{BlockHash, GroupKind, GroupSpec, MissReason, Namespace, Plane, Sharding, TenantKey, Tier, UnitOrder};
+use kvd_proto::{
+    BlockHash, GroupKind, GroupSpec, MissReason, Namespace, Plane, Shard, Sharding, TenantKey, Tier, UnitOrder,
+};
 use kvd_tiers::ladder::SlotTable as _;
 use kvd_tiers::{SegmentId, SlotId};
 
@@ -127,9 +129,7 @@ impl Engine {
         let completions = Consumer::new(ring(geometry.completion_ring_offset), geometry.ring_entries).unwrap();
         let open = OpenView {
             namespace: namespace().encode().unwrap(),
-            layer_end: 2,
-            head_end: 4,
-            interleave_of: 1,
+            shard: Some((&Shard::whole(2, 4).unwrap()).into()),
             hash_bytes: 32,
             token_ids: true,
             ..OpenView::default()

@@ -101,7 +101,7 @@ fn play_core(calls: &Receiver<SessionCall>, tell: &Sender<String>) {
                 let _ = answer.send(Err(refusal));
                 format!("segment {} {segment}", number(session))
             }
-            SessionCall::OpenView(..) | SessionCall::SetPrefillRate(..) => "view".into(),
+            SessionCall::OpenView(..) | SessionCall::SetPrefillRate(..) | SessionCall::Shards(..) => "view".into(),
             SessionCall::Left(session) => format!("left {}", number(session)),
             SessionCall::Detached(session) => format!("detached {}", number(session)),
             SessionCall::Died(session) => format!("died {}", number(session)),

@@ -1,0 +1,170 @@
+//! Other shards of a view's blocks: those that ranks of another tensor or pipeline parallel size wrote.
+//!
+//! Where a chain is not here in the view's own shard, the daemon is asked which others it has, and what of their records belongs to
+//! the view's is put together from them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvd_nixl::device::Stretch;
+use kvd_proto::wire::session::{Body, ListShards, OpenView};
+use kvd_proto::{Cover, GroupSpec, SOURCES_MAX, Shard, UnitRun};
+
+use crate::session::{Session, SessionId};
+use crate::view::Inner;
+
+/// How old the daemon's word on which shards it has may become.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a view knows of other shards.
+#[derive(Debug)]
+pub(crate) struct Others {
+    group: GroupSpec,
+    shard: Shard,
+    block_tokens: u32,
+    /// Guards what the daemon told; not held while it is asked.
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Opens a view, but for its shard.
+    message: OpenView,
+    told: Option<(SessionId, Instant)>,
+    /// All shards that were ever told, [`SOURCES_MAX`] at most: they keep their views with the daemon.
+    sources: Arc<Sources>,
+    /// Those that were told last, a bit each.
+    listed: u32,
+}
+
+/// Shards that may have what a view asks for.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    shards: Vec<Shard>,
+    pub(crate) views: Vec<Arc<Inner>>,
+    /// `None`: nothing can be put together.
+    cover: Option<Cover>,
+}
+
+/// A source by its number, and what is taken of its records.
+pub(crate) type Chosen = (usize, Arc<Share>);
+
+/// What a record of one shard has of another one's.
+#[derive(Debug)]
+pub(crate) struct Share {
+    /// In bytes; in the order in which they are copied.
+    pub(crate) stretches: Vec<Stretch>,
+    /// The same in units.
+    runs: Vec<UnitRun>,
+    /// Units of all of them.
+    pub(crate) units: usize,
+    /// Bytes of the record that is asked for.
+    pub(crate) whole_bytes: usize,
+}
+
+impl Share {
+    fn new(runs: Vec<UnitRun>, unit_bytes: usize, whole_bytes: usize) -> Self {
+        let bytes = |units: u32| units as usize * unit_bytes;
+        let stretch = |run: &UnitRun| Stretch { from: bytes(run.from), to: bytes(run.to), bytes: bytes(run.units) };
+        let units = runs.iter().map(|run| run.units as usize).sum();
+        Self { stretches: runs.iter().map(stretch).collect(), runs, units, whole_bytes }
+    }
+
+    /// Of the checksums of all units of a record those of what is copied, in its order.
+    pub(crate) fn select(&self, all: &[u64]) -> Option<Vec<u64>> {
+        let mut chosen = Vec::with_capacity(self.units);
+        for run in &self.runs {
+            let from = run.from as usize;
+            chosen.extend_from_slice(all.get(from..from + run.units as usize)?);
+        }
+        Some(chosen)
+    }
+}
+
+impl Others {
+    pub(crate) fn new(group: &GroupSpec, shard: &Shard, block_tokens: u32, message: OpenView) -> Self {
+        let known = Mutex::new(Known { message, told: None, sources: Arc::default(), listed: 0 });
+        Self { group: group.clone(), shard: shard.clone(), block_tokens, known }
+    }
+
+    /// Keeps the rate for shards to come; those that are known.
+    pub(crate) fn set_prefill_rate(&self, tokens_per_second: f64) -> Arc<Sources> {
+        let mut known = self.lock();
+        known.message.prefill_tokens_per_second = tokens_per_second;
+        known.sources.clone()
+    }
+
+    /// The shards that the daemon has now or had a moment ago, a bit for each.
+    pub(crate) fn ask(&self, session: &Session, view: u16, deadline: Instant) -> (Arc<Sources>, u32) {
+        let now = Instant::now();
+        {
+            let known = self.lock();
+            let fresh = |(told, when): (SessionId, Instant)| told == session.id && now < when + ASK_AGAIN;
+            if known.told.is_some_and(fresh) || !session.terms.lists_shards {
+                return (known.sources.clone(), known.listed);
+            }
+        }
+        let answer = session.control.ask(Body::ListShards(ListShards { view: view.into() }), deadline);
+        let mut known = self.lock();
+        known.told = Some((session.id, now));
+        known.listed = match answer {
+            Ok((Body::Shards(told), _)) => {
+                let shards = told.shards.iter().take(SOURCES_MAX).filter_map(|range| Shard::try_from(range).ok());
+                self.learn(&mut known, shards)
+            }
+            Ok(_) => 0,
+            Err(error) => {
+                session.control_failed(error);
+                0
+            }
+        };
+        (known.sources.clone(), known.listed)
+    }
+
+    /// Takes in what the daemon told: a bit for each.
+    fn learn(&self, known: &mut Known, told: impl Iterator<Item = Shard>) -> u32 {
+        let (mut listed, before) = (0, known.sources.shards.len());
+        let (mut shards, mut views) = (known.sources.shards.clone(), known.sources.views.clone());
+        for shard in told.filter(|shard| *shard != self.shard) {
+            let at = shards.iter().position(|known| *known == shard).or_else(|| {
+                let view = Inner::new(&self.group, &shard, self.block_tokens, known.message.clone());
+                let view = view.ok().filter(|_| shards.len() < SOURCES_MAX)?;
+                views.push(Arc::new(view));
+                shards.push(shard);
+                Some(shards.len() - 1)
+            });
+            listed |= at.map_or(0, |at| 1 << at);
+        }
+        if shards.len() > before {
+            let cover = Cover::new(&self.group, &self.shard, &shards);
+            known.sources = Arc::new(Sources { shards, views, cover });
+        }
+        listed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sources {
+    /// Which of the listed ones have anything of the view's records.
+    pub(crate) fn usable(&self, listed: u32) -> Vec<usize> {
+        let Some(cover) = &self.cover else { return Vec::new() };
+        (0..self.views.len()).filter(|at| listed & 1 << at != 0 && cover.uses(*at)).collect()
+    }
+
+    /// How much of a chain can be put together, where the sources have such prefixes of it, and what of which source: `None`
+    /// where that is no more than `own` blocks.
+    pub(crate) fn choose(&self, view: &Inner, prefixes: &[u32], own: u32) -> Option<(u32, Vec<Chosen>)> {
+        let cover = self.cover.as_ref()?;
+        let blocks = cover.longest(prefixes);
+        if blocks <= own {
+            return None;
+        }
+        let has = (0..).zip(prefixes).fold(0, |all, (at, prefix)| all | u32::from(*prefix >= blocks) << at);
+        let (unit_bytes, whole_bytes) = (view.units.unit_bytes as usize, view.payload_bytes as usize);
+        let share = |(at, runs)| (at, Arc::new(Share::new(runs, unit_bytes, whole_bytes)));
+        Some((blocks, cover.split(has)?.into_iter().map(share).collect()))
+    }
+}

@@ -1,0 +1,203 @@
+//! Blocks that ranks of another tensor or pipeline parallel size wrote.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kvd_client::Engine;
+use kvd_nixl::device::{Between, Device, Way};
+use kvd_proto::{Interleave, MissReason, Shard};
+use kvd_tests::{Daemon, DaemonOptions, Scratch, TestEngine, ask_serving};
+
+use crate::blocks::daemon;
+use crate::devices;
+use crate::ranks::{BLOCKS, HEADS, Home, LAYERS, Rank, tensor};
+
+const SIZES: [u16; 4] = [1, 2, 4, 8];
+const ALL: u32 = BLOCKS as u32;
+
+fn engine(scratch: &Scratch, number: u8) -> Engine {
+    Engine::connect(TestEngine::options(&scratch.socket(), number)).unwrap()
+}
+
+fn homes(device: &Device) -> [Home<'_>; 6] {
+    [Home::Hnd(Some(device)), Home::Flat, Home::Nhd(Some(device)), Home::Hnd(None), Home::Fragments, Home::Nhd(None)]
+}
+
+/// All ranks of one engine, in all kinds of memory by turns.
+fn ranks(engine: &Engine, of: u16, device: &Device) -> Vec<Rank> {
+    let homes = homes(device);
+    let home = |rank: u16| homes[usize::from(rank + of) % homes.len()];
+    (0..of).map(|rank| Rank::new(engine, tensor(of, rank), home(rank), None)).collect()
+}
+
+#[test]
+fn what_one_tensor_parallel_size_wrote_every_other_one_reads() {
+    for (name, device) in devices("shards of another size") {
+        let scratch = Scratch::new("shards");
+        let running = daemon(&scratch);
+        for (number, of) in (1..).zip(SIZES) {
+            let writers = engine(&scratch, number);
+            for rank in ranks(&writers, of, &device) {
+                let stored = rank.store(of.into(), BLOCKS);
+                assert_eq!((stored.granted, stored.refused), (ALL, 0), "{name}: {stored:?}");
+            }
+        }
+        for (number, of) in (11..).zip(SIZES) {
+            let readers = engine(&scratch, number);
+            for rank in ranks(&readers, of, &device) {
+                for wrote in SIZES {
+                    let what = format!("{name}: {wrote} wrote, {:?} reads", rank.shard);
+                    let found = rank.find(wrote.into());
+                    let own = if wrote == of { ALL } else { 0 };
+                    assert_eq!((found.blocks(), found.own_blocks(), found.reason()), (ALL, own, None), "{what}");
+                    let loaded = rank.load_found(wrote.into(), &found);
+                    assert_eq!(
+                        (loaded.blocks, loaded.from_dram, loaded.reason),
+                        (ALL, ALL, None),
+                        "{what}: {loaded:?}"
+                    );
+                }
+            }
+        }
+        assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn in_every_kind_of_memory() {
+    for (name, device) in devices("shards in every kind of memory") {
+        let scratch = Scratch::new("shards-memory");
+        let running = daemon(&scratch);
+        let engine = engine(&scratch, 1);
+        for rank in ranks(&engine, 4, &device) {
+            assert_eq!(rank.store(1, BLOCKS).granted, ALL, "{name}");
+        }
+        for home in homes(&device) {
+            for shard in [tensor(1, 0), tensor(2, 1), tensor(8, 3), tensor(4, 2)] {
+                let rank = Rank::new(&engine, shard, home, None);
+                let loaded = rank.load(1);
+                assert_eq!((loaded.blocks, loaded.reason), (ALL, None), "{name}, {home:?}, {:?}", rank.shard);
+            }
+        }
+        assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn pipeline_stages_and_shards_that_overlap_are_put_together() {
+    for (name, device) in devices("stages and overlaps") {
+        let scratch = Scratch::new("shards-stages");
+        let running = daemon(&scratch);
+        let engine = engine(&scratch, 1);
+        let rank =
+            |layers, heads, home| Rank::new(&engine, Shard::new(layers, heads, Interleave::WHOLE).unwrap(), home, None);
+        // Two stages, of which the second has another tensor parallel size; and one more that all of them overlap.
+        for (layers, heads) in [(0..1, 0..HEADS), (1..LAYERS, 0..4), (1..LAYERS, 4..HEADS), (0..3, 2..6)] {
+            assert_eq!(rank(layers, heads, Home::Hnd(Some(&device))).store(1, BLOCKS).granted, ALL, "{name}");
+        }
+        for home in homes(&device) {
+            for (layers, heads) in [(0..LAYERS, 0..HEADS), (0..2, 1..7), (2..LAYERS, 3..4), (0..LAYERS, 4..HEADS)] {
+                let reader = rank(layers, heads, home);
+                let loaded = reader.load(1);
+                assert_eq!(loaded.blocks, ALL, "{name}, {home:?}, {:?}: {loaded:?}", reader.shard);
+            }
+        }
+        assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn a_shard_that_is_missing_is_a_miss_and_the_shortest_one_counts() {
+    for (name, device) in devices("missing shards") {
+        let scratch = Scratch::new("shards-missing");
+        let running = daemon(&scratch);
+        let writers = engine(&scratch, 1);
+        let rank = |of, rank| Rank::new(&writers, tensor(of, rank), Home::Hnd(Some(&device)), None);
+        // Half of the heads by one size, a quarter by another.
+        assert_eq!(rank(2, 0).store(1, BLOCKS).granted, ALL, "{name}");
+        assert_eq!(rank(4, 2).store(1, BLOCKS).granted, ALL, "{name}");
+        let reader = |number| Rank::new(&engine(&scratch, number), tensor(1, 0), Home::Hnd(Some(&device)), None);
+        let found = reader(2).find(1);
+        assert_eq!((found.blocks(), found.reason()), (0, Some(MissReason::Cold)), "{name}");
+        assert_eq!(rank(4, 3).store(1, 5).granted, 5, "{name}");
+        // A process that has just come asks at once; one that knows of no other shard, within a second.
+        let whole = reader(3);
+        let found = whole.find(1);
+        assert_eq!((found.blocks(), found.own_blocks(), found.reason()), (5, 0, Some(MissReason::Cold)), "{name}");
+        let loaded = whole.load(1);
+        assert_eq!((loaded.blocks, loaded.reason), (5, Some(MissReason::Cold)), "{name}");
+
+        // What comes from others is stored again, and behind it the chain goes on in the reader's own shard.
+        assert_eq!(whole.store(1, 3).granted, 3, "{name}");
+        let found = whole.find(1);
+        assert_eq!((found.blocks(), found.own_blocks()), (5, 3), "{name}");
+        let loaded = whole.load_found(1, &found);
+        assert_eq!(loaded.blocks, 5, "{name}: {loaded:?}");
+        let stored = whole.store(1, BLOCKS);
+        assert_eq!((stored.granted, stored.present), (ALL - 3, 3), "{name}: {stored:?}");
+        assert_eq!(whole.find(1).own_blocks(), ALL, "{name}");
+        // And for the others it is there now as well.
+        assert_eq!(rank(4, 3).load(1).blocks, ALL, "{name}");
+        assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn a_bit_that_flips_in_a_part_is_never_told() {
+    for (name, device) in devices("flips in parts") {
+        let scratch = Scratch::new("shards-flips");
+        let running = daemon(&scratch);
+        let engine = engine(&scratch, 1);
+        for rank in ranks(&engine, 2, &device) {
+            assert_eq!(rank.store(1, BLOCKS).granted, ALL, "{name}");
+        }
+        // One bit of the second chunk that comes in.
+        let chunks = Arc::new(AtomicUsize::new(0));
+        let count = chunks.clone();
+        let between = Between::new(move |way, staging| {
+            if way == Way::ToDevice && count.fetch_add(1, Ordering::Relaxed) == 1 {
+                let mut byte = [0];
+                staging.read(77, &mut byte).unwrap();
+                staging.write(77, &[byte[0] ^ 16]).unwrap();
+            }
+        });
+        // Twenty of these records' parts are as much as five of its own: a chain is one chunk of each of the two.
+        let rank = Rank::new(&engine, tensor(1, 0), Home::Nhd(Some(&device)), Some(between));
+        let loaded = rank.load(1);
+        assert_eq!((loaded.blocks, loaded.corrupt), (10, 1), "{name}: {loaded:?}");
+        assert!(chunks.load(Ordering::Relaxed) >= 2, "{name}");
+        // The other one is as it was.
+        assert_eq!(Rank::new(&engine, tensor(4, 3), Home::Flat, None).load(1).corrupt, 0, "{name}");
+        assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn a_daemon_that_comes_back_knows_the_shards_that_it_had() {
+    for (name, device) in devices("shards after a death") {
+        let scratch = Scratch::new("shards-death");
+        let start = || Daemon::start(&scratch, &DaemonOptions::sized("256MiB", "256MiB"));
+        let mut running = start();
+        let writers = engine(&scratch, 1);
+        for rank in ranks(&writers, 4, &device) {
+            assert_eq!(rank.store(1, BLOCKS).granted, ALL, "{name}");
+        }
+        ask_serving(&scratch, &["drain"]);
+        drop(writers);
+        let readers = engine(&scratch, 2);
+        let rank = Rank::new(&readers, tensor(2, 1), Home::Hnd(Some(&device)), None);
+        assert_eq!(rank.load(1).from_dram, ALL, "{name}");
+        for lost in [false, true] {
+            running.kill();
+            if lost {
+                scratch.delete_dram();
+            }
+            running = start();
+            let reader = Rank::new(&engine(&scratch, 3), tensor(2, 1), Home::Hnd(Some(&device)), None);
+            let loaded = reader.load(1);
+            let nvme = if lost { ALL } else { 0 };
+            assert_eq!((loaded.blocks, loaded.from_nvme), (ALL, nvme), "{name}: {loaded:?}");
+        }
+        assert_eq!(running.stop(), Some(0));
+    }
+}

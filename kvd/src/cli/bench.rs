@@ -16,6 +16,7 @@ mod matching;
 mod node;
 mod nvme;
 mod object;
+mod ranks;
 mod recover;
 mod stats;
 
@@ -24,6 +25,7 @@ Examples:
   kvd bench match                              1 000-block prefixes among a million records
   kvd bench copy --json                        engine memory <-> DRAM, checksums on, against a raw copy
   kvd bench hbm                                a GPU's memory <-> DRAM, checksums on, against the bus
+  kvd bench ranks                              what another tensor parallel size wrote, on a GPU
   kvd bench nvme --path /var/lib/kvd           reads and writes of records, against fio on the same file
   kvd bench object --url s3://bucket/prefix    packs and ranges, against a plain client of the same store
   kvd bench recover --records 100000           memory per record, and the time back after SIGKILL";
@@ -40,6 +42,9 @@ pub enum BenchCommand {
     /// How fast blocks go between a GPU's memory and the DRAM tier, checksums on.
     #[command(after_help = hbm::EXAMPLES)]
     Hbm(hbm::HbmArgs),
+    /// How fast ranks of each tensor parallel size read what those of the others wrote, each rank a process.
+    #[command(after_help = ranks::EXAMPLES)]
+    Ranks(ranks::RanksArgs),
     /// How fast records go between DRAM and a disk, and what of it is the disk.
     #[command(after_help = nvme::EXAMPLES)]
     Nvme(nvme::NvmeArgs),
@@ -60,6 +65,7 @@ pub fn run(command: &BenchCommand, output: Output) -> Outcome {
         BenchCommand::Match(args) => matching::run(args, output),
         BenchCommand::Copy(args) => copying::run(args, output),
         BenchCommand::Hbm(args) => hbm::run(args, output),
+        BenchCommand::Ranks(args) => ranks::run(args, output),
         BenchCommand::Nvme(args) => nvme::run(args, output),
         BenchCommand::Object(args) => object::run(args, output),
         BenchCommand::Recover(args) => recover::run(args, output),

@@ -1,6 +1,7 @@
 //! An engine for benches: namespaces, chains of hashes, joining.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -70,6 +71,11 @@ impl Shape {
 
 /// Joins the daemon as instance `number`, with deadlines that no healthy call comes near to.
 pub(super) fn join(socket: &Path, number: u8, shape: Shape) -> Result<(Engine, View), Failure> {
+    join_shard(socket, number, shape, shape.shard()?)
+}
+
+/// The same for a rank that has a part of each block.
+pub(super) fn join_shard(socket: &Path, number: u8, shape: Shape, shard: Shard) -> Result<(Engine, View), Failure> {
     let mut options = EngineOptions::new(socket, InstanceId::new([number; 16]));
     options.client_name = format!("kvd-bench-{number}");
     options.match_deadline = Some(Duration::from_secs(2));
@@ -80,13 +86,39 @@ pub(super) fn join(socket: &Path, number: u8, shape: Shape) -> Result<(Engine, V
     let spec = ViewSpec {
         namespace: &shape.namespace(),
         group: 0,
-        shard: shape.shard()?,
+        shard,
         hash_bytes: 32,
         prefill_tokens_per_second: 0.0,
         token_ids: false,
     };
     let view = engine.open_view(&spec).map_err(|error| failed(error.to_string()))?;
     Ok((engine, view))
+}
+
+/// Works on all of them, so many at a time.
+pub(super) fn at_once<T: Sync>(
+    requests: usize,
+    all: &[T],
+    work: impl Fn(&T) -> Result<(), Failure> + Sync,
+) -> Result<(), Failure> {
+    let next = AtomicUsize::new(0);
+    let take = || -> Result<(), Failure> {
+        // Relaxed: a number is handed out, nothing with it.
+        while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(one)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..requests).map(|_| scope.spawn(take)).collect();
+        let panicked = |_| Failure::new(Exit::Failure, "a thread panicked");
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(panicked)?)
+    })
+}
+
+/// The hashes of a chain's first blocks.
+pub(super) fn chain_hashes(chain: u64, count: usize) -> Vec<BlockHash> {
+    (0..count as u32).map(|position| chain_hash(chain, position)).collect()
 }
 
 /// The hash of block `position` of chain `chain`.

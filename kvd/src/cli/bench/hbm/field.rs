@@ -2,16 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use kvd_client::{BlockMemory, Engine, EngineLayout, PlaneMemory, StoreRequest, View};
 use kvd_nixl::device::{Device, DeviceMemory, LaneOptions, Way};
 use kvd_nixl::sys::{Memory, MemoryExtent, Region};
-use kvd_proto::BlockHash;
 
 use super::failed;
-use crate::cli::bench::engine::{Shape, chain_hash, join};
+use crate::cli::bench::engine::{Shape, at_once, chain_hashes, join};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::replay::payload::Words;
 
@@ -148,7 +147,7 @@ impl Field {
         // Relaxed: whoever loads them has waited for the store.
         self.round.fetch_add(1, Ordering::Relaxed);
         self.each_chain(requests, |chain, blocks| {
-            let (hashes, sources) = (hashes(chain, blocks.len()), self.places(blocks)?);
+            let (hashes, sources) = (chain_hashes(chain, blocks.len()), self.places(blocks)?);
             let store =
                 StoreRequest { parent: None, first_position: 0, hashes: &hashes, sources: &sources, tokens: &[] };
             let stored = self.view.store(&store);
@@ -162,7 +161,7 @@ impl Field {
     /// Loads all of them back to where they came from; seconds.
     pub(super) fn load(&self, requests: usize) -> Result<f64, Failure> {
         self.each_chain(requests, |chain, blocks| {
-            let found = self.view.match_prefix(&hashes(chain, blocks.len()));
+            let found = self.view.match_prefix(&chain_hashes(chain, blocks.len()));
             let loaded = self.view.load(&found, 0..blocks.len() as u32, &self.places(blocks)?);
             if loaded.blocks as usize == blocks.len() && loaded.corrupt == 0 {
                 return Ok(());
@@ -177,19 +176,8 @@ impl Field {
         requests: usize,
         work: impl Fn(u64, &[usize]) -> Result<(), Failure> + Sync,
     ) -> Result<f64, Failure> {
-        let (chains, next) = (self.chains(), AtomicUsize::new(0));
-        let take = || -> Result<(), Failure> {
-            // Relaxed: a number is handed out, nothing with it.
-            while let Some((chain, blocks)) = chains.get(next.fetch_add(1, Ordering::Relaxed)) {
-                work(*chain, blocks)?;
-            }
-            Ok(())
-        };
-        let started = Instant::now();
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..requests).map(|_| scope.spawn(take)).collect();
-            threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| failed("a thread panicked"))?)
-        })?;
+        let (chains, started) = (self.chains(), Instant::now());
+        at_once(requests, &chains, |(chain, blocks)| work(*chain, blocks))?;
         Ok(started.elapsed().as_secs_f64())
     }
 
@@ -235,8 +223,4 @@ impl Field {
         once()?;
         once()
     }
-}
-
-fn hashes(chain: u64, count: usize) -> Vec<BlockHash> {
-    (0..count as u32).map(|position| chain_hash(chain, position)).collect()
 }

@@ -12,7 +12,7 @@ use crate::layout::BlockMemory;
 use crate::matching::{Match, reason_of};
 use crate::shards::Share;
 use crate::view::View;
-use copying::{Stop, report};
+use copying::{Copied, Stop, copy, report};
 
 /// What a load did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,15 +46,11 @@ impl Run {
         Self { reason: Some(reason), ..Self::default() }
     }
 
-    /// Blocks that need what both have copied.
-    fn and(mut self, other: Self) -> Self {
-        if other.tiers.len() < self.tiers.len() {
-            self.tiers.truncate(other.tiers.len());
-            self.reason = other.reason;
-        }
-        self.tiers.iter_mut().zip(other.tiers).for_each(|(tier, other)| *tier = (*tier).max(other));
-        self.corrupt += other.corrupt;
-        self
+    /// Adds the blocks that need what all have copied; how many.
+    fn add(&mut self, copied: &[Copied]) -> usize {
+        let blocks = copied.iter().map(|one| one.tiers.len()).min().unwrap_or(0);
+        self.tiers.extend((0..blocks).map(|block| copied.iter().map(|one| one.tiers[block]).max().flatten()));
+        blocks
     }
 
     /// Blocks that follow, where all before them are in place.
@@ -78,11 +74,11 @@ impl Run {
     }
 }
 
-/// What of a match is copied, and of which records.
-#[derive(Clone, Copy)]
+/// A shard that is copied from.
 struct Source<'a> {
+    view: &'a View,
     found: &'a Match,
-    /// `None`: whole records.
+    /// What of its records; `None`: all.
     share: Option<&'a Share>,
 }
 
@@ -108,70 +104,69 @@ impl View {
         let wanted = u32::try_from(blocks.len().min(destinations.len())).unwrap_or(u32::MAX);
         let (deadline, end) = (deadline_in(within), blocks.start.saturating_add(wanted));
         let own = found.own_blocks().clamp(blocks.start, end);
-        let source = Source { found, share: None };
-        let run = self.run(source, blocks.start..own, destinations, deadline);
+        let run = run(&[Source { view: self, found, share: None }], blocks.start..own, destinations, deadline);
         let here = run.tiers.len();
         if here < (own - blocks.start) as usize || own == end {
             return run.loaded();
         }
-        run.then(self.put_together(found, own..end, &destinations[here..], deadline)).loaded()
+        let views: Vec<View> = found.others.iter().map(|other| self.of_other(&other.view)).collect();
+        let sources = views.iter().zip(&found.others);
+        let sources: Vec<Source<'_>> =
+            sources.map(|(view, other)| Source { view, found: &other.found, share: Some(&other.share) }).collect();
+        let rest = match sources.is_empty() {
+            true => Run::missed(found.reason().unwrap_or(MissReason::LeaseLost)),
+            false => self::run(&sources, own..end, &destinations[here..], deadline),
+        };
+        run.then(rest).loaded()
     }
+}
 
-    /// Copies blocks that lie in other shards.
-    fn put_together(
-        &self,
-        found: &Match,
-        blocks: Range<u32>,
-        destinations: &[BlockMemory<'_>],
-        deadline: Instant,
-    ) -> Run {
-        let mut run: Option<Run> = None;
-        for other in &found.others {
-            let wanted = run.as_ref().map_or(blocks.len(), |run| run.tiers.len());
-            let view = self.of_other(&other.view);
-            let source = Source { found: &other.found, share: Some(&other.share) };
-            let next = view.run(source, blocks.start..blocks.start + wanted as u32, destinations, deadline);
-            run = Some(match run {
-                Some(before) => before.and(next),
-                None => next,
-            });
-        }
-        run.unwrap_or_else(|| Run::missed(found.reason().unwrap_or(MissReason::LeaseLost)))
-    }
-
-    /// Copies blocks out of records of one shard.
-    fn run(&self, source: Source<'_>, blocks: Range<u32>, destinations: &[BlockMemory<'_>], deadline: Instant) -> Run {
-        let (found, mut run) = (source.found, Run::default());
-        // One retry per load: a good copy may lie below the one that was reported.
-        let mut retried = false;
-        while run.tiers.len() < blocks.len() {
-            let done = run.tiers.len();
-            let position = blocks.start + done as u32;
-            let part = found.parts.iter().find(|part| part.blocks.contains(&position));
-            let (Some(session), Some(part)) = (&found.session, part) else {
-                run.reason = Some(found.reason().unwrap_or(MissReason::LeaseLost));
-                return run;
-            };
-            let end = part.blocks.end.min(blocks.end);
-            let targets = &destinations[done..];
-            let stop = self.load_part(session, part, position..end, source.share, targets, deadline, &mut run);
-            match stop {
-                Ok(()) => {}
-                Err(Stop::Miss(reason)) => {
-                    run.reason = Some(reason);
+/// Copies blocks out of records of one shard, or of several that make them up together.
+fn run(sources: &[Source<'_>], blocks: Range<u32>, destinations: &[BlockMemory<'_>], deadline: Instant) -> Run {
+    let mut run = Run::default();
+    // One retry per load: a good copy may lie below the one that was reported.
+    let mut retried = false;
+    while run.tiers.len() < blocks.len() {
+        let done = run.tiers.len();
+        let position = blocks.start + done as u32;
+        let mut parts = Vec::with_capacity(sources.len());
+        for Source { found, .. } in sources {
+            match found.parts.iter().find(|part| part.blocks.contains(&position)) {
+                Some(part) => parts.push(part),
+                None => {
+                    run.reason = Some(found.reason().unwrap_or(MissReason::LeaseLost));
                     return run;
-                }
-                Err(Stop::Corrupt(at)) => {
-                    run.corrupt += 1;
-                    let reported = report(session, part.lease, at, deadline);
-                    if retried || reported.is_err() {
-                        run.reason = Some(reported.err().map_or(MissReason::Corrupt, reason_of));
-                        return run;
-                    }
-                    retried = true;
                 }
             }
         }
-        run
+        let end = parts.iter().fold(blocks.end, |end, part| end.min(part.blocks.end));
+        let copied = copy(sources, &parts, position..end, &destinations[done..], deadline);
+        let common = run.add(&copied);
+        let mut stop = None;
+        for ((source, part), one) in sources.iter().zip(&parts).zip(&copied) {
+            let reason = match one.stop {
+                None => continue,
+                Some(Stop::Miss(reason)) => Some(reason),
+                Some(Stop::Corrupt(at)) => {
+                    run.corrupt += 1;
+                    let reported = report(source, part.lease, at, deadline);
+                    let once_more = reported.is_ok() && !retried;
+                    (!once_more).then(|| reported.err().map_or(MissReason::Corrupt, reason_of))
+                }
+            };
+            // The one that has least ends it.
+            if one.tiers.len() == common {
+                stop = stop.or(Some(reason));
+            }
+        }
+        match stop {
+            None => {}
+            Some(None) => retried = true,
+            Some(reason) => {
+                run.reason = reason;
+                return run;
+            }
+        }
     }
+    run
 }

@@ -11,23 +11,65 @@ use kvd_proto::wire::ring::{Op, Request, Status};
 use kvd_proto::wire::slab::{LANDED_BYTES, Landed, LandedStatus};
 use kvd_proto::{MissReason, Tier};
 
-use super::Run;
+use super::Source;
 use crate::convoy::Convoy;
 use crate::layout::{BlockMemory, Place};
-use crate::link::{Call, CallError};
+use crate::link::{Call, CallError, Link};
 use crate::matching::{Part, reason_of};
 use crate::metadata::{Expected, read_checksums};
 use crate::segments::Segment;
 use crate::session::Session;
-use crate::shards::Share;
-use crate::view::{Opened, View, request};
+use crate::view::{Opened, request};
 
 /// Why a run of a load stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     /// The daemon has no more.
     Miss(MissReason),
     /// The copy of this position, counted in the lease, is not what it should be.
     Corrupt(u32),
+}
+
+/// What was copied of one shard.
+pub(super) struct Copied {
+    /// For each block that is in place, where it lay.
+    pub(super) tiers: Vec<Option<Tier>>,
+    /// Why no more are.
+    pub(super) stop: Option<Stop>,
+}
+
+/// Copies blocks `blocks` out of one lease of each source. While a device is at those of one, the next are given to it.
+pub(super) fn copy<'a>(
+    sources: &'a [Source<'a>],
+    parts: &[&Part],
+    blocks: Range<u32>,
+    targets: &'a [BlockMemory<'a>],
+    deadline: Instant,
+) -> Vec<Copied> {
+    let mut works = Vec::with_capacity(sources.len());
+    let mut each = sources.iter().zip(parts).peekable();
+    let (mut ahead, mut wanted) = (None, blocks.len());
+    while let Some((source, part)) = each.next() {
+        let asked = match ahead.take() {
+            Some(asked) => Ok(asked),
+            None => source.ask(part, &blocks, deadline, |link| link.call(deadline)),
+        };
+        // Only where a place is free at once: who waits for one while he holds another could wait for ever.
+        let free = |link: &'a Link| link.try_call(deadline).ok_or(CallError::Timeout);
+        ahead = each.peek().and_then(|(source, part)| source.ask(part, &blocks, deadline, free).ok());
+        let work = asked.map(|asked| Work::take_all(source, asked, &targets[..wanted]));
+        wanted = work.as_ref().map_or(0, |work| work.taken);
+        works.push(work);
+        if wanted == 0 {
+            break;
+        }
+    }
+    // What a device has under way comes before whatever stopped the rest.
+    let ended = works.into_iter().map(|work| match work {
+        Ok(work) => work.end(),
+        Err(stop) => Copied { tiers: Vec::new(), stop: Some(stop) },
+    });
+    ended.collect()
 }
 
 impl From<CallError> for Stop {
@@ -43,70 +85,47 @@ struct Expecting {
     sums: Vec<u64>,
 }
 
-/// What one load works with: memory that is used again for each block, and segments that were looked at.
-struct Work<'a> {
-    /// What a device copies. The first to go: nothing outlives it that it needs.
-    convoy: Convoy<'a, Expecting>,
-    /// A device's lane, and the lane for the share on it.
-    lane: Option<(&'a Lane, Lane)>,
-    view: &'a View,
-    share: Option<&'a Share>,
+/// A request for blocks that is under way.
+struct Asked<'a> {
     session: &'a Session,
     opened: Opened,
-    scratch: Vec<u8>,
-    expected: Vec<u64>,
-    found: Vec<u64>,
-    segments: Vec<(u32, Arc<Segment>)>,
-    deadline: Instant,
-    /// Blocks of the part that are in place, from its first one on.
-    done: u32,
-    /// A block that a device had is not in place, or nobody knows.
-    torn: bool,
-    run: &'a mut Run,
+    call: Call<'a>,
+    /// Their first one's position in the lease.
+    first: u32,
+    wanted: u32,
 }
 
-impl View {
-    #[expect(clippy::too_many_arguments, reason = "one part of a run, with what the run has")]
-    pub(super) fn load_part<'a>(
+impl<'a> Source<'a> {
+    /// Asks for blocks of a lease.
+    fn ask(
         &'a self,
-        session: &'a Session,
         part: &Part,
-        blocks: Range<u32>,
-        share: Option<&'a Share>,
-        targets: &'a [BlockMemory<'a>],
+        blocks: &Range<u32>,
         deadline: Instant,
-        run: &'a mut Run,
-    ) -> Result<(), Stop> {
-        if self.engine.shared.session().is_none_or(|current| current.id != session.id) {
-            // Another epoch, or a child of the process that took the lease.
-            return Err(Stop::Miss(MissReason::LeaseLost));
+        place: impl FnOnce(&'a Link) -> Result<Call<'a>, CallError>,
+    ) -> Result<Asked<'a>, Stop> {
+        let current = self.view.engine.shared.session();
+        // Another epoch, or a child of the process that took the lease.
+        let lost = Stop::Miss(MissReason::LeaseLost);
+        let session = self.found.session.as_deref().ok_or(lost)?;
+        if current.is_none_or(|current| current.id != session.id) {
+            return Err(lost);
         }
-        let opened = self.inner.opened(session, deadline)?;
-        let mut call = session.link.call(deadline)?;
-        let first = blocks.start - part.blocks.start;
-        let load = Request { first, lease: part.lease, ..request(Op::Load, opened.number, blocks.len()) };
-        call.send(load)?;
-        let mut work = Work {
-            convoy: Convoy::new(session, Way::ToDevice),
-            lane: None,
-            view: self,
-            share,
-            session,
-            opened,
-            scratch: Vec::new(),
-            expected: Vec::new(),
-            found: vec![0; share.map_or(self.inner.units.count as usize, |share| share.units)],
-            segments: Vec::new(),
-            deadline,
-            done: 0,
-            torn: false,
-            run,
-        };
-        let taken = work.take_all(&mut call, blocks.len(), targets);
-        // What a device has under way comes before whatever stopped the rest.
-        let landed = work.land_all();
-        landed.and(taken).map_err(|stop| stop.at(first + work.done))
+        let opened = self.view.inner.opened(session, deadline)?;
+        let mut call = place(&session.link)?;
+        let (first, wanted) = (blocks.start - part.blocks.start, blocks.end - blocks.start);
+        call.send(Request { first, lease: part.lease, ..request(Op::Load, opened.number, wanted as usize) })?;
+        Ok(Asked { session, opened, call, first, wanted })
     }
+}
+
+/// Tells the daemon that the DRAM copy of a block is bad, and waits until it has put it aside.
+pub(super) fn report(source: &Source<'_>, lease: u64, position: u32, deadline: Instant) -> Result<(), CallError> {
+    let session = source.found.session.as_deref().ok_or(CallError::Down)?;
+    // The call of the load has just been given back; its deadline holds here too.
+    let mut call = session.link.call(deadline)?;
+    call.send(Request { first: position, lease, ..request(Op::Corrupt, 0, 1) })?;
+    call.next().map(drop)
 }
 
 impl Stop {
@@ -119,34 +138,86 @@ impl Stop {
     }
 }
 
-/// Tells the daemon that the DRAM copy of a block is bad, and waits until it has put it aside.
-pub(super) fn report(session: &Session, lease: u64, position: u32, deadline: Instant) -> Result<(), CallError> {
-    // The call of the load has just been given back; its deadline holds here too.
-    let mut call = session.link.call(deadline)?;
-    call.send(Request { first: position, lease, ..request(Op::Corrupt, 0, 1) })?;
-    call.next().map(drop)
+/// What the copies of one shard work with: memory that is used again for each block, and segments that were looked at.
+struct Work<'a> {
+    /// What a device copies. The first to go: nothing outlives it that it needs.
+    convoy: Convoy<'a, Expecting>,
+    /// A device's lane, and the lane for the share on it.
+    lane: Option<(&'a Lane, Lane)>,
+    source: &'a Source<'a>,
+    session: &'a Session,
+    opened: Opened,
+    scratch: Vec<u8>,
+    expected: Vec<u64>,
+    found: Vec<u64>,
+    segments: Vec<(u32, Arc<Segment>)>,
+    deadline: Instant,
+    /// Position of the first block in its lease.
+    first: u32,
+    /// Blocks that were copied, or given to a device.
+    taken: usize,
+    /// Those that are in place.
+    tiers: Vec<Option<Tier>>,
+    /// Why no more are taken.
+    stop: Option<Stop>,
+    /// A block that a device had is not in place, or nobody knows.
+    torn: bool,
 }
 
 impl<'a> Work<'a> {
-    /// Takes what lands until all have or the daemon has no more.
-    fn take_all(&mut self, call: &mut Call<'_>, wanted: usize, targets: &'a [BlockMemory<'a>]) -> Result<(), Stop> {
-        let mut taken = 0;
+    /// Takes what lands until all targets have their block or the daemon has no more.
+    fn take_all(source: &'a Source<'a>, asked: Asked<'a>, targets: &'a [BlockMemory<'a>]) -> Self {
+        let Asked { session, opened, mut call, first, wanted } = asked;
+        let units = source.share.map_or(source.view.inner.units.count as usize, |share| share.units);
+        let mut work = Self {
+            convoy: Convoy::new(session, Way::ToDevice),
+            lane: None,
+            source,
+            session,
+            opened,
+            scratch: Vec::new(),
+            expected: Vec::new(),
+            found: vec![0; units],
+            segments: Vec::new(),
+            deadline: call.deadline(),
+            first,
+            taken: 0,
+            tiers: Vec::new(),
+            stop: None,
+            torn: false,
+        };
+        work.stop = work.take_landed(&mut call, wanted, targets).err();
+        work
+    }
+
+    fn take_landed(&mut self, call: &mut Call<'_>, wanted: u32, targets: &'a [BlockMemory<'a>]) -> Result<(), Stop> {
         loop {
             let answer = call.next()?;
-            let landed = answer.count.min(wanted as u32);
-            while taken < landed {
-                self.take(call, taken, &targets[taken as usize])?;
-                taken += 1;
+            let landed = targets.len().min(answer.count.min(wanted) as usize);
+            while self.taken < landed {
+                self.take(call, self.taken as u32, &targets[self.taken])?;
+                self.taken += 1;
             }
             self.convoy.send(self.deadline)?;
+            let all = self.taken == targets.len();
             match answer.status {
+                // Another source has less than was asked for: what else comes is nobody's.
+                _ if all && targets.len() < wanted as usize => return Ok(()),
                 Status::Partial => {}
-                Status::Ok if taken as usize == wanted => return Ok(()),
+                Status::Ok if all => return Ok(()),
                 Status::Ok | Status::Refused | Status::BadRequest => {
                     return Err(Stop::Miss(answer.reason.unwrap_or(MissReason::LeaseLost)));
                 }
             }
         }
+    }
+
+    /// Waits for what a device has under way.
+    fn end(mut self) -> Copied {
+        let landed = self.land_all().err();
+        let position = self.first + self.tiers.len() as u32;
+        let stop = landed.or(self.stop).map(|stop| stop.at(position));
+        Copied { tiers: self.tiers, stop }
     }
 
     /// Copies one landed block and checks it, or gives it to a device.
@@ -160,7 +231,7 @@ impl<'a> Work<'a> {
         }
         let segment = self.segment(landed.segment)?;
         let copying = self.session.begin_copy().ok_or(Stop::Miss(MissReason::TierDown))?;
-        let (inner, meta_bytes) = (&self.view.inner, self.opened.meta_bytes);
+        let (inner, meta_bytes) = (&self.source.view.inner, self.opened.meta_bytes);
         let payload_bytes = inner.payload_bytes as usize;
         let slot = (meta_bytes + payload_bytes <= landed.slot_bytes as usize)
             .then(|| segment.extent(landed.offset, landed.slot_bytes as usize))
@@ -178,12 +249,12 @@ impl<'a> Work<'a> {
         };
         let algorithm = read_checksums(&metadata, &expected, &mut self.scratch, &mut self.expected);
         let Some(algorithm) = algorithm else { return Err(Stop::Corrupt(0)) };
-        if let Some(share) = self.share {
+        if let Some(share) = self.source.share {
             self.expected = share.select(&self.expected).ok_or(Stop::Miss(MissReason::Cold))?;
         }
         // A destination that does not fit is the engine's mistake: nothing is copied, the block is not told.
         let (whole_bytes, unit_bytes) =
-            (self.share.map_or(payload_bytes, |share| share.whole_bytes), inner.units.unit_bytes);
+            (self.source.share.map_or(payload_bytes, |share| share.whole_bytes), inner.units.unit_bytes);
         if !target.fits(whole_bytes, unit_bytes as usize) {
             return Err(Stop::Miss(MissReason::Cold));
         }
@@ -192,7 +263,7 @@ impl<'a> Work<'a> {
                 // Blocks are told in their order.
                 self.land_all()?;
                 let units = Units { unit_bytes: inner.units.unit_bytes as usize, algorithm, seed: landed.seed };
-                let copied = match self.share {
+                let copied = match self.source.share {
                     None => target.scatter(&payload, &units, &mut self.found),
                     Some(share) => target.scatter_share(&payload, share, &units, &mut self.found),
                 };
@@ -224,7 +295,7 @@ impl<'a> Work<'a> {
         if self.lane.as_ref().is_some_and(|(taken, _)| taken.is(lane)) {
             return Ok(());
         }
-        let part = match self.share {
+        let part = match self.source.share {
             None => lane.clone(),
             Some(share) => {
                 let part = lane.part(payload_bytes, &share.stretches);
@@ -263,8 +334,7 @@ impl<'a> Work<'a> {
 
     /// The next block in order is in place.
     fn count(&mut self, tier: Option<Tier>) {
-        self.done += 1;
-        self.run.tiers.push(tier);
+        self.tiers.push(tier);
     }
 
     fn segment(&mut self, number: u32) -> Result<Arc<Segment>, Stop> {

@@ -1,5 +1,6 @@
 //! Ranks of tensor and pipeline parallel engines: each has its shard of every block, in a layout of its own.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvd_client::{BlockMemory, Engine, EngineLayout, Loaded, Match, PlaneMemory, StoreRequest, Stored, View, ViewSpec};
@@ -19,20 +20,74 @@ const TOKENS: usize = 16;
 const DIM: usize = 128;
 const UNIT_BYTES: usize = TOKENS * 2 * DIM;
 
-fn namespace() -> Namespace {
-    let plane = Plane {
-        name: "kv".into(),
+/// A group of a model: what each rank has of it.
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    kind: GroupKind,
+    planes: Vec<Plane>,
+}
+
+/// One with everything that can be read by other sizes.
+pub(crate) fn kinds() -> Vec<Kind> {
+    let plane = |name: &str, heads, unit_bytes: usize, unit_order, (k_dim, v_dim), sharding| Plane {
+        name: name.into(),
         layers: LAYERS,
-        heads: HEADS,
-        unit_bytes: UNIT_BYTES as u32,
-        unit_order: UnitOrder::TokenKvDim,
-        k_dim: 64,
-        v_dim: 64,
+        heads,
+        unit_bytes: unit_bytes as u32,
+        unit_order,
+        k_dim,
+        v_dim,
         scales_bytes: 0,
-        sharding: Sharding::Sharded,
+        sharding,
     };
-    let group = GroupSpec { kind: GroupKind::FullAttention, planes: vec![plane], geometry: None };
-    Namespace { groups: vec![group], block_tokens: TOKENS as u32, ..plain_namespace("ranks", 4096) }
+    let (tokens, sharded) = (UnitOrder::TokenKvDim, Sharding::Sharded);
+    let kv = |order| plane("kv", HEADS, UNIT_BYTES, order, (64, 64), sharded);
+    let half = |name| plane(name, HEADS, UNIT_BYTES / 2, tokens, (64, 0), sharded);
+    let scaled = Plane { scales_bytes: 128, unit_bytes: UNIT_BYTES as u32 + 128, ..kv(tokens) };
+    let indexer = Plane { layers: 3, ..plane("index", 1, UNIT_BYTES, tokens, (128, 0), Sharding::Replicated) };
+    let full = |name, planes| Kind { name, kind: GroupKind::FullAttention, planes };
+    vec![
+        full("key and value of a token together", vec![kv(tokens)]),
+        full("keys before values", vec![kv(UnitOrder::KvTokenDim)]),
+        full("keys and values in planes of their own", vec![half("k"), half("v")]),
+        full("fp8 with scales", vec![scaled]),
+        full("with an indexer that every rank has", vec![kv(tokens), indexer]),
+        Kind { name: "a window", kind: GroupKind::SlidingWindow { tokens: 128 }, planes: vec![kv(tokens)] },
+    ]
+}
+
+/// Latents, which every rank has whole.
+pub(crate) fn mla() -> Kind {
+    let plane = Plane {
+        heads: 1,
+        unit_bytes: 16 * 1152,
+        k_dim: 576,
+        v_dim: 0,
+        sharding: Sharding::Replicated,
+        ..kinds().remove(0).planes.remove(0)
+    };
+    Kind { name: "MLA", kind: GroupKind::Mla, planes: vec![plane] }
+}
+
+/// What only the engine can read: one size does not read another one's.
+pub(crate) fn opaque() -> Kind {
+    let plane = Plane { unit_order: UnitOrder::Opaque, ..kinds().remove(0).planes.remove(0) };
+    Kind { name: "state", kind: GroupKind::State, planes: vec![plane] }
+}
+
+impl Kind {
+    fn namespace(&self) -> Namespace {
+        let group = GroupSpec { kind: self.kind, planes: self.planes.clone(), geometry: None };
+        Namespace { groups: vec![group], block_tokens: TOKENS as u32, ..plain_namespace(self.name, 4096) }
+    }
+
+    /// The heads of a plane in a shard.
+    fn heads(&self, plane: usize, shard: &Shard) -> Range<u16> {
+        match self.planes[plane].sharding {
+            Sharding::Sharded => shard.heads(),
+            Sharding::Replicated => 0..self.planes[plane].heads,
+        }
+    }
 }
 
 /// Shard `rank` of so many that split the heads.
@@ -54,21 +109,27 @@ pub(crate) enum Home<'a> {
     Nhd(Option<&'a Device>),
 }
 
-/// Bytes from one to the next.
-#[derive(Clone, Copy)]
-struct Strides {
-    layer: usize,
+/// One layer of one plane: where it begins in the rank's memory, and bytes there from one to the next.
+struct Row {
+    layer: u16,
+    plane: usize,
+    heads: Range<u16>,
+    start: usize,
+    bytes: usize,
     block: usize,
     head: usize,
     token: usize,
     kv: usize,
+    /// Where each fragment of a unit lies, and its length, in the order of the record.
+    fragments: Vec<(usize, usize)>,
 }
 
 pub(crate) struct Rank {
     pub(crate) view: View,
     pub(crate) shard: Shard,
-    strides: Strides,
-    /// All layers in one; a layout sees a part for each.
+    rows: Vec<Row>,
+    units: Vec<usize>,
+    /// All rows in one; a layout sees a part for each.
     memory: Place,
     layout: Option<EngineLayout>,
     runs: Vec<Vec<StridedRun>>,
@@ -79,79 +140,102 @@ enum Place {
     Device(DeviceMemory),
 }
 
+/// The rows of a rank, and the bytes of all of them.
+fn rows(kind: &Kind, shard: &Shard, home: Home<'_>) -> (Vec<Row>, usize) {
+    let (mut rows, mut start) = (Vec::new(), 0);
+    for layer in shard.layers() {
+        for (number, plane) in kind.planes.iter().enumerate().filter(|(_, plane)| layer < plane.layers) {
+            let (heads, unit) = (kind.heads(number, shard), plane.unit_bytes as usize);
+            let (count, parts) = (heads.len(), if plane.k_dim == plane.v_dim { 2 } else { 1 });
+            let dim = unit / TOKENS / parts;
+            // Units that only lie in one piece.
+            let whole = plane.scales_bytes > 0 || plane.unit_order == UnitOrder::Opaque;
+            let nhd = matches!(home, Home::Nhd(_)) && !whole;
+            let keys_first = plane.unit_order == UnitOrder::KvTokenDim && !nhd;
+            let (token, kv) = match (nhd, keys_first) {
+                (true, _) => (count * dim, BLOCKS * TOKENS * count * dim),
+                (false, true) => (dim, TOKENS * dim),
+                (false, false) => (parts * dim, dim),
+            };
+            let places = |key_or_value: usize, at: usize| (at * token + key_or_value * kv, dim);
+            let fragments = match plane.unit_order {
+                _ if whole => vec![(0, unit)],
+                UnitOrder::KvTokenDim => {
+                    (0..parts).flat_map(|part| (0..TOKENS).map(move |at| places(part, at))).collect()
+                }
+                _ => (0..TOKENS).flat_map(|at| (0..parts).map(move |part| places(part, at))).collect(),
+            };
+            let bytes = BLOCKS * count * unit;
+            let (block, head) = if nhd { (TOKENS * count * dim, dim) } else { (count * unit, unit) };
+            rows.push(Row { layer, plane: number, heads, start, bytes, block, head, token, kv, fragments });
+            start += bytes;
+        }
+    }
+    if matches!(home, Home::Flat | Home::Fragments) {
+        // Block after block, and in each row after row.
+        let block = start / BLOCKS;
+        let mut place = 0;
+        for row in &mut rows {
+            (row.start, row.block, place) = (place, block, place + row.bytes / BLOCKS);
+        }
+    }
+    (rows, start)
+}
+
 impl Rank {
     pub(crate) fn new(engine: &Engine, shard: Shard, home: Home<'_>, between: Option<Between>) -> Self {
-        let namespace = namespace();
-        let (hash_bytes, prefill_tokens_per_second, token_ids) = (32, 0.0, false);
+        Self::of(&kinds()[0], engine, shard, home, between)
+    }
+
+    pub(crate) fn of(kind: &Kind, engine: &Engine, shard: Shard, home: Home<'_>, between: Option<Between>) -> Self {
+        let namespace = kind.namespace();
         let spec = ViewSpec {
             namespace: &namespace,
             group: 0,
             shard: shard.clone(),
-            hash_bytes,
-            prefill_tokens_per_second,
-            token_ids,
+            hash_bytes: 32,
+            prefill_tokens_per_second: 0.0,
+            token_ids: false,
         };
         let view = engine.open_view(&spec).unwrap();
-        let (layers, heads) = (shard.layers().len(), shard.heads().len());
-        let layer_bytes = BLOCKS * heads * UNIT_BYTES;
-        let strides = match home {
-            Home::Flat | Home::Fragments => Strides {
-                layer: heads * UNIT_BYTES,
-                block: layers * heads * UNIT_BYTES,
-                head: UNIT_BYTES,
-                token: 2 * DIM,
-                kv: DIM,
-            },
-            Home::Hnd(_) => {
-                Strides { layer: layer_bytes, block: heads * UNIT_BYTES, head: UNIT_BYTES, token: 2 * DIM, kv: DIM }
-            }
-            Home::Nhd(_) => Strides {
-                layer: layer_bytes,
-                block: TOKENS * heads * DIM,
-                head: DIM,
-                token: heads * DIM,
-                kv: BLOCKS * TOKENS * heads * DIM,
-            },
-        };
-        let Strides { block: block_stride, head: head_stride, token: token_stride, kv: kv_stride, .. } = strides;
-        let group = &namespace.groups[0];
-        let tokens = TOKENS as u32;
+        let (rows, bytes) = rows(kind, &shard, home);
+        let (group, tokens) = (&namespace.groups[0], TOKENS as u32);
         let (memory, layout) = match home {
-            Home::Flat | Home::Fragments => (Place::Host(region(layers * layer_bytes)), None),
+            Home::Flat | Home::Fragments => (Place::Host(region(bytes)), None),
             Home::Hnd(None) | Home::Nhd(None) => {
-                let memory = region(layers * layer_bytes);
-                let planes = (0..layers).map(|layer| PlaneMemory {
-                    memory: memory.part(layer * layer_bytes, layer_bytes).unwrap(),
-                    block_stride,
-                    head_stride,
-                    token_stride,
-                    kv_stride,
-                });
+                let memory = region(bytes);
+                let planes = rows.iter().map(|row| row.plane(memory.part(row.start, row.bytes).unwrap()));
                 let layout = EngineLayout::new(group, &shard, tokens, planes.collect()).unwrap();
                 (Place::Host(memory), Some(layout))
             }
             Home::Hnd(Some(device)) | Home::Nhd(Some(device)) => {
-                let memory = device.allocate(layers * layer_bytes).unwrap();
-                let planes = (0..layers).map(|layer| PlaneMemory {
-                    memory: memory.part(layer * layer_bytes, layer_bytes).unwrap(),
-                    block_stride,
-                    head_stride,
-                    token_stride,
-                    kv_stride,
-                });
+                let memory = device.allocate(bytes).unwrap();
+                let planes = rows.iter().map(|row| row.plane(memory.part(row.start, row.bytes).unwrap()));
                 // Five of its own records a chunk.
-                let chunk_bytes = 5 * layers * heads * UNIT_BYTES;
+                let chunk_bytes = 5 * bytes / BLOCKS;
                 let options = LaneOptions { chunk_bytes, chunks: 3, between, ..LaneOptions::default() };
                 let layout = EngineLayout::on_device(device, group, &shard, tokens, planes.collect(), &options);
                 (Place::Device(memory), Some(layout.unwrap()))
             }
         };
-        // Each unit in two halves.
-        let half = |at: usize| StridedRun { offset: at * UNIT_BYTES / 2, ..StridedRun::contiguous(UNIT_BYTES / 2) };
-        let units = 2 * layers * heads;
-        let runs = (0..BLOCKS).map(|block| (block * units..(block + 1) * units).map(half).collect());
-        let runs = if matches!(home, Home::Fragments) { runs.collect() } else { Vec::new() };
-        Self { view, shard, strides, memory, layout, runs }
+        // A block in pieces that end where units do, and in their middle.
+        let mut runs = Vec::new();
+        if matches!(home, Home::Fragments) {
+            let halves = |offset: usize, unit: usize| {
+                let half = StridedRun { offset, ..StridedRun::contiguous(unit / 2) };
+                [half, StridedRun { offset: offset + unit / 2, ..half }]
+            };
+            for block in 0..BLOCKS {
+                let units = rows.iter().flat_map(|row| {
+                    let unit = kind.planes[row.plane].unit_bytes as usize;
+                    let first = row.start + block * row.block;
+                    (0..row.heads.len()).flat_map(move |head| halves(first + head * row.head, unit))
+                });
+                runs.push(units.collect());
+            }
+        }
+        let units = kind.planes.iter().map(|plane| plane.unit_bytes as usize).collect();
+        Self { view, shard, rows, units, memory, layout, runs }
     }
 
     fn places(&self) -> Vec<BlockMemory<'_>> {
@@ -168,17 +252,20 @@ impl Rank {
         }
     }
 
-    /// Calls `visit` with each unit's payload, and where its keys and values lie.
-    fn each_unit(&self, chain: u64, blocks: usize, mut visit: impl FnMut(&[u8], usize)) {
-        let mut unit = vec![0; UNIT_BYTES];
+    /// Calls `visit` with each fragment of each unit's payload, and where it lies.
+    fn each_fragment(&self, chain: u64, blocks: usize, mut visit: impl FnMut(&[u8], usize)) {
         for block in 0..blocks {
-            for (row, layer) in self.shard.layers().enumerate() {
-                for (column, head) in self.shard.heads().enumerate() {
-                    let place = (chain << 16) + u64::from(layer * HEADS + head);
+            for row in &self.rows {
+                let mut unit = vec![0; self.units[row.plane]];
+                for (column, head) in row.heads.clone().enumerate() {
+                    let place = (chain << 24) + (row.plane as u64 * 64 + u64::from(row.layer)) * 64 + u64::from(head);
                     Payload::new(place, block as u32).fill(&mut unit);
-                    let at = row * self.strides.layer + block * self.strides.block + column * self.strides.head;
-                    for (part, bytes) in unit.chunks(DIM).enumerate() {
-                        visit(bytes, at + part / 2 * self.strides.token + part % 2 * self.strides.kv);
+                    let first = row.start + block * row.block + column * row.head;
+                    let mut rest = &unit[..];
+                    for (at, len) in &row.fragments {
+                        let (bytes, behind) = rest.split_at(*len);
+                        visit(bytes, first + at);
+                        rest = behind;
                     }
                 }
             }
@@ -210,7 +297,7 @@ impl Rank {
     /// Stores the first blocks of a chain, as they come out of a model whose ranks agree.
     pub(crate) fn store(&self, chain: u64, blocks: usize) -> Stored {
         let mut bytes = vec![0; self.content().len()];
-        self.each_unit(chain, blocks, |unit, at| bytes[at..at + DIM].copy_from_slice(unit));
+        self.each_fragment(chain, blocks, |part, at| bytes[at..at + part.len()].copy_from_slice(part));
         self.overwrite(&bytes);
         let (hashes, places) = (hashes(chain, blocks), self.places());
         let sources = &places[..blocks];
@@ -230,10 +317,17 @@ impl Rank {
         self.overwrite(&vec![0xee; self.content().len()]);
         let loaded = self.view.load(found, 0..BLOCKS as u32, &self.places());
         let bytes = self.content();
-        self.each_unit(chain, loaded.blocks as usize, |unit, at| {
-            assert!(bytes[at..at + DIM] == *unit, "chain {chain}, byte {at} of {:?}: wrong bytes", self.shard);
+        self.each_fragment(chain, loaded.blocks as usize, |part, at| {
+            assert!(bytes[at..at + part.len()] == *part, "chain {chain}, byte {at} of {:?}: wrong bytes", self.shard);
         });
         loaded
+    }
+}
+
+impl Row {
+    fn plane<M>(&self, memory: M) -> PlaneMemory<M> {
+        let (block_stride, head_stride) = (self.block, self.head);
+        PlaneMemory { memory, block_stride, head_stride, token_stride: self.token, kv_stride: self.kv }
     }
 }
 

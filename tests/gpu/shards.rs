@@ -1,16 +1,20 @@
 //! Blocks that ranks of another tensor or pipeline parallel size wrote.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use kvd_client::Engine;
 use kvd_nixl::device::{Between, Device, Way};
 use kvd_proto::{Interleave, MissReason, Shard};
-use kvd_tests::{Daemon, DaemonOptions, Scratch, TestEngine, ask_serving};
+use kvd_tests::{Daemon, DaemonOptions, Scratch, TestEngine, ask_serving, skip};
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
 
 use crate::blocks::daemon;
 use crate::devices;
-use crate::ranks::{BLOCKS, HEADS, Home, LAYERS, Rank, tensor};
+use crate::ranks::{BLOCKS, HEADS, Home, LAYERS, Rank, kinds, mla, opaque, tensor};
 
 const SIZES: [u16; 4] = [1, 2, 4, 8];
 const ALL: u32 = BLOCKS as u32;
@@ -79,6 +83,46 @@ fn in_every_kind_of_memory() {
                 assert_eq!((loaded.blocks, loaded.reason), (ALL, None), "{name}, {home:?}, {:?}", rank.shard);
             }
         }
+        assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn of_every_kind_of_group() {
+    for (name, device) in devices("shards of every kind of group") {
+        let scratch = Scratch::new("shards-kinds");
+        // A size of records takes segments of its own.
+        let options = DaemonOptions::sized("1GiB", "64MiB").with("tiers.nvme.enabled", "false");
+        let running = Daemon::start(&scratch, &options);
+        let engine = engine(&scratch, 1);
+        for kind in kinds() {
+            for (rank, home) in (0..4).zip(homes(&device)) {
+                let rank = Rank::of(&kind, &engine, tensor(4, rank), home, None);
+                assert_eq!(rank.store(1, BLOCKS).granted, ALL, "{name}, {}", kind.name);
+            }
+            for home in homes(&device) {
+                for shard in [tensor(1, 0), tensor(2, 1), tensor(8, 5), tensor(4, 2)] {
+                    let rank = Rank::of(&kind, &engine, shard, home, None);
+                    let loaded = rank.load(1);
+                    assert_eq!(loaded.blocks, ALL, "{name}, {}, {home:?}, {:?}: {loaded:?}", kind.name, rank.shard);
+                }
+            }
+        }
+        // What every rank has whole is one shard, stored once.
+        let kind = mla();
+        let whole = Shard::whole(LAYERS, 1).unwrap();
+        for (at, home) in homes(&device).into_iter().enumerate() {
+            let rank = Rank::of(&kind, &engine, whole.clone(), home, None);
+            let stored = rank.store(1, BLOCKS);
+            assert_eq!((stored.granted, stored.refused), (if at == 0 { ALL } else { 0 }, 0), "{name}: {stored:?}");
+            assert_eq!(rank.load(1).blocks, ALL, "{name}, {home:?}");
+        }
+        // What only the engine can read is of use to ranks of the same size alone.
+        let kind = opaque();
+        let rank = |of, rank| Rank::of(&kind, &engine, tensor(of, rank), Home::Flat, None);
+        assert_eq!(rank(2, 0).store(1, BLOCKS).granted, ALL, "{name}");
+        assert_eq!(rank(2, 1).store(1, BLOCKS).granted, ALL, "{name}");
+        assert_eq!((rank(2, 0).load(1).blocks, rank(1, 0).load(1).blocks, rank(4, 0).load(1).blocks), (ALL, 0, 0));
         assert_eq!(running.stop(), Some(0));
     }
 }
@@ -199,5 +243,58 @@ fn a_daemon_that_comes_back_knows_the_shards_that_it_had() {
             assert_eq!((loaded.blocks, loaded.from_nvme), (ALL, nvme), "{name}: {loaded:?}");
         }
         assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn a_daemon_that_is_killed_while_parts_come_in_costs_no_wrong_byte() {
+    for (name, device) in devices("daemons killed under parts") {
+        let scratch = Scratch::new("shards-killed");
+        let mut running = daemon(&scratch);
+        let engine = engine(&scratch, 1);
+        for rank in ranks(&engine, 4, &device) {
+            assert_eq!(rank.store(1, BLOCKS).granted, ALL, "{name}");
+        }
+        for chunk in 0..4 {
+            let (pid, chunks) = (running.pid(), Arc::new(AtomicUsize::new(0)));
+            let count = chunks.clone();
+            let between = Between::new(move |way, _| {
+                if way == Way::ToDevice && count.fetch_add(1, Ordering::Relaxed) == chunk {
+                    kill_process(pid, Signal::KILL).unwrap();
+                }
+            });
+            let rank = Rank::new(&engine, tensor(1, 0), Home::Hnd(Some(&device)), Some(between));
+            // What is told is right: `load` looks at every byte.
+            rank.load(1);
+            assert!(chunks.load(Ordering::Relaxed) > chunk, "{name}: the load took fewer chunks");
+            running.kill();
+            running = daemon(&scratch);
+            let until = Instant::now() + Duration::from_secs(20);
+            while rank.load(1).blocks < ALL {
+                assert!(Instant::now() < until, "{name}: the arena is adopted");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn ranks_are_processes() {
+    let mut places = vec![("twin", vec!["--twin"])];
+    match Device::cuda(0) {
+        Ok(_) => places.push(("gpu", Vec::new())),
+        Err(error) => skip("ranks as processes on a GPU", &error.to_string()),
+    }
+    for (name, place) in places {
+        let mut bench = Command::new(Daemon::program());
+        bench.args(["--json", "bench", "ranks", "--mib", "64", "--rounds", "1"]).args(place);
+        let ended = bench.output().expect("kvd can be started");
+        let told: Value = serde_json::from_slice(&ended.stdout).expect("one JSON object");
+        assert_eq!(
+            (&told["wrong_units"], told["cases"].as_array().map(Vec::len)),
+            (&0.into(), Some(16)),
+            "{name}: {told}"
+        );
     }
 }

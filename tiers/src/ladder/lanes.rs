@@ -1,8 +1,8 @@
 //! Who uses the ladder and what they named: lanes, views, instances and their client processes.
 //!
 //! A lane is one (tenant, namespace, group, shard). Records of different shards of a block are nodes of different lanes,
-//! each with its own chain: a match asks for exactly the shard of its view. Records that cover a shard together, or hold
-//! more than it, are not looked at: the block is a miss.
+//! each with its own chain: a match asks for exactly the shard of its view. What other shards hold of a block is put together
+//! by the client, out of a match for each of them (docs/decisions/0011).
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,7 @@
 //! Blocks that ranks of another tensor or pipeline parallel size wrote.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -276,6 +278,42 @@ fn a_daemon_that_is_killed_while_parts_come_in_costs_no_wrong_byte() {
             }
         }
         assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn what_another_node_wrote_comes_out_of_the_store() {
+    for (name, device) in devices("shards of another node") {
+        let store = tempfile::tempdir().unwrap();
+        let [writing, reading] = ["shards-writing", "shards-reading"].map(Scratch::new);
+        let start = |scratch: &Scratch| {
+            let secret = scratch.data().join("shared.secret");
+            std::fs::write(&secret, "the secret that both nodes know 0123456789").unwrap();
+            std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+            let options = DaemonOptions::sized("256MiB", "64MiB")
+                .with("tiers.nvme.enabled", "false")
+                .with("tiers.object.enabled", "true")
+                .with("tiers.object.url", &format!("file://{}", store.path().join("objects").display()))
+                .with("tiers.object.pack_age", "100ms")
+                .with("tiers.object.sync_every", "100ms")
+                .with("tenant.secret_file", &secret.display().to_string());
+            Daemon::start(scratch, &options)
+        };
+        let (one, other) = (start(&writing), start(&reading));
+        let readers = engine(&reading, 2);
+        let rank = Rank::new(&readers, tensor(2, 1), Home::Hnd(Some(&device)), None);
+        assert_eq!(rank.find(1).blocks(), 0, "{name}");
+        for rank in ranks(&engine(&writing, 1), 4, &device) {
+            assert_eq!(rank.store(1, BLOCKS).granted, ALL, "{name}");
+        }
+        let until = Instant::now() + Duration::from_secs(60);
+        while rank.find(1).blocks() < ALL {
+            assert!(Instant::now() < until, "{name}: not learned\n{}", other.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let loaded = rank.load(1);
+        assert_eq!((loaded.blocks, loaded.from_object), (ALL, ALL), "{name}: {loaded:?}");
+        assert_eq!((one.stop(), other.stop()), (Some(0), Some(0)));
     }
 }
 

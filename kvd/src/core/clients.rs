@@ -236,7 +236,7 @@ impl Core {
         view.ok_or_else(|| Refusal::new(RefusalCode::NotFound, "there is no such view", "open it first"))
     }
 
-    /// The other shards in which blocks of a view's group are, those with most records first.
+    /// The other shards in which blocks of a view's group are, here or in the store, those with most records here first.
     fn other_shards(&self, at: usize, view: u32) -> Result<Vec<Shard>, Refusal> {
         let view = self.view(at, view)?;
         let prefix = namespace_prefix(&view.namespace);
@@ -247,6 +247,11 @@ impl Core {
                 let (count, _) = records.entry(held.shard.to_bytes()).or_insert((0, held.shard));
                 *count += u64::from(held.records);
             }
+        }
+        let store = self.object.as_ref().filter(|_| self.object_up);
+        let in_store = store.map(|link| link.view.shards(&view.namespace, view.group)).unwrap_or_default();
+        for shard in in_store.into_iter().filter(|shard| *shard != view.shard) {
+            records.entry(shard.to_bytes()).or_insert((0, shard));
         }
         let mut found: Vec<(u64, Shard)> = records.into_values().collect();
         found.sort_by_key(|(count, _)| Reverse(*count));

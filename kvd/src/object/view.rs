@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kvd_proto::Tier;
+use kvd_proto::{NamespaceDigest, Shard, Tier};
 use kvd_tiers::ladder::ObjectStats;
 
 use super::spending::Spent;
@@ -19,6 +19,11 @@ pub(crate) struct View {
 impl View {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
+    }
+
+    /// The shards that packs hold records of a group of, as far as this node has learned of them.
+    pub(crate) fn shards(&self, namespace: &NamespaceDigest, group: u16) -> Vec<Shard> {
+        self.shared.catalog.shards(&self.shared.realm(namespace), group)
     }
 
     /// The tier as it stands; `ladder` is what the core knows of it.

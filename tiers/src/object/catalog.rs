@@ -15,6 +15,7 @@
 //!                  4 node seq pack          -> pack number
 //!                  5 node                   -> highest seq seen                                    one per node
 //!                  6                        -> next pack number
+//!                  7 realm group shard      -> number of the pack learned last that holds such records     a few per realm
 //! ```
 //!
 //! Invariants:
@@ -33,6 +34,7 @@ mod open;
 mod packs;
 mod rocks;
 mod rows;
+mod shards;
 mod sweep;
 
 #[cfg(test)]

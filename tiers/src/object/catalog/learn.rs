@@ -66,6 +66,7 @@ impl Catalog {
         for entry in &index.entries {
             batch.put(rows::entry_key(&entry.key, &entry.shard), EntryRow::new(number, entry).encode());
         }
+        Self::put_shards(&mut batch, number, index);
         batch.put(rows::pack_key(number), PackRow::new(&name, index).encode());
         batch.put(rows::name_key(name.pack), number.to_le_bytes());
         batch.put(rows::object_key(&name), number.to_le_bytes());
@@ -74,6 +75,7 @@ impl Catalog {
             self.live_mut().take(number);
             return Err(error);
         }
+        self.note_shards(number, index);
         Ok(Added::New)
     }
 

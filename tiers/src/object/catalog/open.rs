@@ -16,6 +16,7 @@ use super::CatalogError;
 use super::live::Live;
 use super::rocks::{self, CatalogOptions};
 use super::rows::{self, PackRow};
+use super::shards::Shards;
 
 const DATABASE: &str = "db";
 const LOCK: &str = "lock";
@@ -37,8 +38,10 @@ pub struct Catalog {
     /// Guards which packs are there. Held for a few lookups or one change in memory, and never over a call of the
     /// database but by the database's own threads, which take nothing while they hold it.
     pub(super) live: Arc<RwLock<Live>>,
+    /// Guards which shards there are. Held for a few lookups or changes in memory, and ahead of `live`.
+    pub(super) shards: RwLock<Shards>,
     /// One change at a time: what a change reads first must still hold when it writes. Held over calls of the database,
-    /// and ahead of `live`.
+    /// and ahead of `shards` and `live`.
     pub(super) writing: Mutex<()>,
     pub(super) packs_max: u32,
     pub(super) failed_reads: AtomicU64,
@@ -76,10 +79,12 @@ impl Catalog {
             Err(Refusal::Anew(why)) => (anew(folder, &options)?, Some(why)),
             Err(Refusal::Stop(error)) => return Err(error),
         };
+        let shards = Shards::known(&database.db);
         let catalog = Self {
             db: database.db,
             cache: database.cache,
             live: database.live,
+            shards: RwLock::new(shards),
             writing: Mutex::new(()),
             packs_max: options.packs_max,
             failed_reads: AtomicU64::new(0),

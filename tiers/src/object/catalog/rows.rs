@@ -5,6 +5,7 @@ use kvd_proto::{BlockKey, SHARD_BYTES, Shard};
 
 use super::super::index::{PACK_BYTES_MAX, PackEntry, PackIndex, record_fits};
 use super::super::names::{IndexName, NodeName, PackName, Realm};
+use super::shards::ShardName;
 use crate::record::SECTOR_BYTES;
 use crate::record::bytes::{array, put, u32_at, u64_at};
 
@@ -24,6 +25,7 @@ mod space {
     pub(super) const NAME: u8 = 3;
     pub(super) const OBJECT: u8 = 4;
     pub(super) const CURSOR: u8 = 5;
+    pub(super) const SHARD: u8 = 7;
 }
 
 /// Where a record lies, by the number of its pack.
@@ -241,6 +243,29 @@ pub(super) fn object_of_key(key: &[u8]) -> Option<IndexName> {
     })
 }
 
+const SHARD_KEY_BYTES: usize = 35 + SHARD_BYTES;
+/// How the keys of all shard rows begin.
+pub(super) const SHARDS: [u8; 1] = [space::SHARD];
+
+pub(super) fn shard_key((realm, group, shard): &ShardName) -> [u8; SHARD_KEY_BYTES] {
+    let mut key = [space::SHARD; SHARD_KEY_BYTES];
+    put(&mut key, 1, &realm.tenant);
+    put(&mut key, 17, &realm.namespace);
+    put(&mut key, 33, &group.to_be_bytes());
+    put(&mut key, 35, shard);
+    key
+}
+
+pub(super) fn shard_of_key(key: &[u8]) -> Option<ShardName> {
+    let whole = key.len() == SHARD_KEY_BYTES && key[0] == space::SHARD;
+    let realm = || Realm { tenant: array(key, 1), namespace: array(key, 17) };
+    whole.then(|| (realm(), u16::from_be_bytes(array(key, 33)), array(key, 35)))
+}
+
+pub(super) fn is_shard_key(key: &[u8]) -> bool {
+    key.first() == Some(&space::SHARD)
+}
+
 /// A pack number as a value.
 pub(super) fn number(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_le_bytes)
@@ -284,6 +309,7 @@ mod tests {
         fn any_bytes_are_taken(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = (EntryRow::decode(&bytes), PackRow::decode(&bytes), number_of_entry(&bytes), number(&bytes));
             let _ = (object_of_key(&bytes), number_of_pack_key(&bytes), seq(&bytes), is_entry_key(&bytes));
+            let _ = (shard_of_key(&bytes), is_shard_key(&bytes));
         }
 
         #[test]
@@ -347,5 +373,8 @@ mod tests {
         assert_eq!(PackRow::decode(&bytes[..PACK_BYTES - 1]), None);
         assert_eq!(number_of_pack_key(&pack_key(77)), Some(77));
         assert!(pack_key(255) < pack_key(256), "rows come in the order of numbers");
+        let shard = (row.realm, 0x0102, [6; SHARD_BYTES]);
+        assert_eq!(shard_of_key(&shard_key(&shard)), Some(shard));
+        assert!(is_shard_key(&shard_key(&shard)) && !is_entry_key(&shard_key(&shard)));
     }
 }

@@ -1,4 +1,4 @@
-//! Drops the entries of packs that are gone, when a compaction comes by.
+//! Drops the entries of packs that are gone, and shards that only they had, when a compaction comes by.
 
 use std::ffi::CStr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -37,7 +37,12 @@ pub(super) struct Sweep(Snapshot);
 
 impl CompactionFilter for Sweep {
     fn filter(&mut self, _: u32, key: &[u8], value: &[u8]) -> CompactionDecision {
-        let gone = rows::is_entry_key(key) && rows::number_of_entry(value).is_none_or(|number| self.0.dead(number));
+        let number = match key {
+            entry if rows::is_entry_key(entry) => rows::number_of_entry(value),
+            shard if rows::is_shard_key(shard) => rows::number(value),
+            _ => return CompactionDecision::Keep,
+        };
+        let gone = number.is_none_or(|number| self.0.dead(number));
         if gone { CompactionDecision::Remove } else { CompactionDecision::Keep }
     }
 

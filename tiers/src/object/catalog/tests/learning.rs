@@ -48,6 +48,42 @@ fn what_is_learned_is_found_also_after_a_restart() {
 }
 
 #[test]
+fn shards_are_told_of_while_the_newest_pack_with_them_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (catalog, _) = open(folder.path());
+    let (one, other) = (index(1, 0..3), Realm { tenant: [7; 16], namespace: [9; 16] });
+    let told = |catalog: &Catalog, realm: &Realm, group| catalog.shards(realm, group);
+    assert_eq!(told(&catalog, &one.realm, 0), []);
+    catalog.add(name_of(&one, 1), &one).unwrap();
+    let mut two = index(2, 3..9);
+    two.entries[1].shard = shard(4);
+    two.entries[2].group = 5;
+    two.entries[3].shard = shard(2);
+    catalog.add(name_of(&two, 2), &two).unwrap();
+    let (catalog, _) = {
+        drop(catalog);
+        open(folder.path())
+    };
+    assert_eq!(told(&catalog, &one.realm, 0), [shard(2), shard(4), shard(8)]);
+    assert_eq!((told(&catalog, &one.realm, 5), told(&catalog, &one.realm, 6)), (vec![shard(8)], vec![]));
+    assert_eq!(told(&catalog, &other, 0), []);
+    // A third pack has one of them again.
+    let mut three = index(3, 9..10);
+    three.entries[0].shard = shard(4);
+    catalog.add(name_of(&three, 3), &three).unwrap();
+    catalog.remove(two.pack).unwrap();
+    assert_eq!(told(&catalog, &one.realm, 0), [shard(4)]);
+    compact(&catalog);
+    let kept = |catalog: &Catalog| {
+        let rows = catalog.db.full_iterator(rocksdb::IteratorMode::Start);
+        rows.filter(|row| rows::is_shard_key(&row.as_ref().unwrap().0)).count()
+    };
+    assert_eq!(kept(&catalog), 1, "those of packs that are gone are swept");
+    drop(catalog);
+    assert_eq!(told(&open(folder.path()).0, &one.realm, 0), [shard(4)]);
+}
+
+#[test]
 fn a_pack_is_learned_once_and_its_cursor_still_moves() {
     let folder = tempfile::tempdir().unwrap();
     let (catalog, _) = open(folder.path());
@@ -130,7 +166,7 @@ fn compactions_drop_entries_of_packs_that_are_gone_and_no_others() {
         assert_eq!(find(&catalog, block(number) + 63).is_some(), number % 10 == 0, "{number}");
     }
     let CatalogStats { packs, entries_estimate, bytes_on_disk, memory_bytes, .. } = catalog.stats();
-    assert_eq!((packs, entries_estimate), (20, 20 * 64 + 3), "3: format, next number, one cursor");
+    assert_eq!((packs, entries_estimate), (20, 20 * 64 + 4), "4: format, next number, a cursor, a shard");
     assert!(bytes_on_disk > 20 * 64 * 57 && memory_bytes > 0, "{bytes_on_disk} {memory_bytes}");
 }
 

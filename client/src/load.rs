@@ -1,6 +1,7 @@
 //! From the arena into the engine's memory: copy, check, and only then tell.
 
 mod copying;
+mod slots;
 
 use std::ops::Range;
 use std::time::{Duration, Instant};

@@ -71,13 +71,13 @@ impl Share {
     }
 
     /// Of the checksums of all units of a record those of what is copied, in its order.
-    pub(crate) fn select(&self, all: &[u64]) -> Option<Vec<u64>> {
-        let mut chosen = Vec::with_capacity(self.units);
+    pub(crate) fn select(&self, all: &[u64], chosen: &mut Vec<u64>) -> Option<()> {
+        chosen.clear();
         for run in &self.runs {
             let from = run.from as usize;
             chosen.extend_from_slice(all.get(from..from + run.units as usize)?);
         }
-        Some(chosen)
+        Some(())
     }
 }
 

@@ -1,23 +1,20 @@
 //! One part of a run: what the daemon lands is copied, checked, and only then counted.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Instant;
 
 use kvd_nixl::ChecksumAlgorithm;
 use kvd_nixl::device::{Lane, PartError, RecordMove, Way};
 use kvd_nixl::sys::copy::Units;
 use kvd_proto::wire::ring::{Op, Request, Status};
-use kvd_proto::wire::slab::{LANDED_BYTES, Landed, LandedStatus};
 use kvd_proto::{MissReason, Tier};
 
 use super::Source;
+use super::slots::Slots;
 use crate::convoy::Convoy;
 use crate::layout::{BlockMemory, Place};
 use crate::link::{Call, CallError, Link};
 use crate::matching::{Part, reason_of};
-use crate::metadata::{Expected, read_checksums};
-use crate::segments::Segment;
 use crate::session::Session;
 use crate::view::{Opened, request};
 
@@ -138,20 +135,17 @@ impl Stop {
     }
 }
 
-/// What the copies of one shard work with: memory that is used again for each block, and segments that were looked at.
+/// What the copies of one shard work with.
 struct Work<'a> {
     /// What a device copies. The first to go: nothing outlives it that it needs.
     convoy: Convoy<'a, Expecting>,
     /// A device's lane, and the lane for the share on it.
     lane: Option<(&'a Lane, Lane)>,
     source: &'a Source<'a>,
-    session: &'a Session,
-    opened: Opened,
-    scratch: Vec<u8>,
+    slots: Slots<'a>,
+    /// Checksums that a block must have, and those that it has: memory that is used again for each.
     expected: Vec<u64>,
     found: Vec<u64>,
-    segments: Vec<(u32, Arc<Segment>)>,
-    deadline: Instant,
     /// Position of the first block in its lease.
     first: u32,
     /// Blocks that were copied, or given to a device.
@@ -173,13 +167,9 @@ impl<'a> Work<'a> {
             convoy: Convoy::new(session, Way::ToDevice),
             lane: None,
             source,
-            session,
-            opened,
-            scratch: Vec::new(),
+            slots: Slots::new(source, session, opened, call.deadline()),
             expected: Vec::new(),
             found: vec![0; units],
-            segments: Vec::new(),
-            deadline: call.deadline(),
             first,
             taken: 0,
             tiers: Vec::new(),
@@ -195,10 +185,10 @@ impl<'a> Work<'a> {
             let answer = call.next()?;
             let landed = targets.len().min(answer.count.min(wanted) as usize);
             while self.taken < landed {
-                self.take(call, self.taken as u32, &targets[self.taken])?;
+                self.take(call, &targets[self.taken])?;
                 self.taken += 1;
             }
-            self.convoy.send(self.deadline)?;
+            self.convoy.send(self.slots.deadline)?;
             let all = self.taken == targets.len();
             match answer.status {
                 // Another source has less than was asked for: what else comes is nobody's.
@@ -220,71 +210,52 @@ impl<'a> Work<'a> {
         Copied { tiers: self.tiers, stop }
     }
 
-    /// Copies one landed block and checks it, or gives it to a device.
-    fn take(&mut self, call: &Call<'_>, index: u32, target: &'a BlockMemory<'a>) -> Result<(), Stop> {
-        let landed = read_landed(call, index).ok_or(Stop::Miss(MissReason::TierDown))?;
-        if landed.status == LandedStatus::Missed {
-            return Err(Stop::Miss(landed.reason.unwrap_or(MissReason::Cold)));
-        }
-        if Instant::now() >= self.deadline {
-            return Err(Stop::Miss(MissReason::Timeout));
-        }
-        let segment = self.segment(landed.segment)?;
-        let copying = self.session.begin_copy().ok_or(Stop::Miss(MissReason::TierDown))?;
-        let (inner, meta_bytes) = (&self.source.view.inner, self.opened.meta_bytes);
-        let payload_bytes = inner.payload_bytes as usize;
-        let slot = (meta_bytes + payload_bytes <= landed.slot_bytes as usize)
-            .then(|| segment.extent(landed.offset, landed.slot_bytes as usize))
-            .flatten()
-            .ok_or(Stop::Miss(MissReason::TierDown))?;
-        let (Ok(metadata), Ok(payload)) = (slot.part(0, meta_bytes), slot.part(meta_bytes, payload_bytes)) else {
-            return Err(Stop::Miss(MissReason::TierDown));
-        };
-        let expected = Expected {
-            meta_checksum: landed.meta_checksum,
-            generation: landed.generation,
-            payload_bytes: inner.payload_bytes,
-            unit_bytes: inner.units.unit_bytes,
-            units: inner.units.count,
-        };
-        let algorithm = read_checksums(&metadata, &expected, &mut self.scratch, &mut self.expected);
-        let Some(algorithm) = algorithm else { return Err(Stop::Corrupt(0)) };
-        if let Some(share) = self.source.share {
-            self.expected = share.select(&self.expected).ok_or(Stop::Miss(MissReason::Cold))?;
+    /// Copies the next landed block and checks it, or gives it to a device.
+    fn take(&mut self, call: &Call<'_>, target: &'a BlockMemory<'a>) -> Result<(), Stop> {
+        let (slot, reading) = self.slots.open(call, self.taken)?;
+        let (inner, share) = (&self.source.view.inner, self.source.share);
+        match share {
+            None => std::mem::swap(&mut self.expected, &mut self.slots.sums),
+            Some(share) => {
+                share.select(&self.slots.sums, &mut self.expected).ok_or(Stop::Miss(MissReason::Cold))?;
+            }
         }
         // A destination that does not fit is the engine's mistake: nothing is copied, the block is not told.
-        let (whole_bytes, unit_bytes) =
-            (self.source.share.map_or(payload_bytes, |share| share.whole_bytes), inner.units.unit_bytes);
-        if !target.fits(whole_bytes, unit_bytes as usize) {
+        let (payload_bytes, unit_bytes) = (inner.payload_bytes as usize, inner.units.unit_bytes as usize);
+        if !target.fits(share.map_or(payload_bytes, |share| share.whole_bytes), unit_bytes) {
             return Err(Stop::Miss(MissReason::Cold));
         }
         match target.place() {
             Place::Host(target) => {
                 // Blocks are told in their order.
                 self.land_all()?;
-                let units = Units { unit_bytes: inner.units.unit_bytes as usize, algorithm, seed: landed.seed };
-                let copied = match self.source.share {
-                    None => target.scatter(&payload, &units, &mut self.found),
-                    Some(share) => target.scatter_share(&payload, share, &units, &mut self.found),
+                let units = Units { unit_bytes, algorithm: slot.algorithm, seed: slot.seed };
+                let copied = match share {
+                    None => target.scatter(&slot.payload, &units, &mut self.found),
+                    Some(share) => target.scatter_share(&slot.payload, share, &units, &mut self.found),
                 };
-                drop(copying);
+                drop(reading);
                 copied.map_err(|_| Stop::Miss(MissReason::Cold))?;
                 if self.found != self.expected {
                     return Err(Stop::Corrupt(0));
                 }
-                self.count(landed.tier);
+                self.tiers.push(slot.tier);
             }
             Place::Device { lane, index } => {
-                drop(copying);
-                if algorithm != ChecksumAlgorithm::Xxh3 {
+                drop(reading);
+                if slot.algorithm != ChecksumAlgorithm::Xxh3 {
                     return Err(Stop::Miss(MissReason::Device));
                 }
-                let pinned = segment.pin(lane).ok_or(Stop::Miss(MissReason::Device))?;
+                let pinned = slot.segment.pin(lane).ok_or(Stop::Miss(MissReason::Device))?;
                 self.take_lane(lane, payload_bytes)?;
                 let Some((_, lane)) = &self.lane else { return Err(Stop::Miss(MissReason::Device)) };
-                let one = RecordMove { host: payload, pinned: Some(pinned), index: *index, seed: landed.seed };
-                let expecting = Expecting { tier: landed.tier, sums: self.expected.clone() };
-                self.convoy.add(lane, one, expecting, self.deadline)?;
+                let one = RecordMove { host: slot.payload, pinned: Some(pinned), index: *index, seed: slot.seed };
+                self.convoy.add(
+                    lane,
+                    one,
+                    Expecting { tier: slot.tier, sums: self.expected.clone() },
+                    self.slots.deadline,
+                )?;
             }
         }
         Ok(())
@@ -316,7 +287,7 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         // What is under way lands also where the rest cannot be sent any more.
-        let sent = self.convoy.send(self.deadline);
+        let sent = self.convoy.send(self.slots.deadline);
         let landed = self.land_sent().and(sent.map_err(Stop::from));
         self.torn = landed.is_err();
         landed
@@ -327,28 +298,8 @@ impl<'a> Work<'a> {
             if moved.sums != moved.tag.sums {
                 return Err(Stop::Corrupt(0));
             }
-            self.count(moved.tag.tier);
+            self.tiers.push(moved.tag.tier);
         }
         Ok(())
     }
-
-    /// The next block in order is in place.
-    fn count(&mut self, tier: Option<Tier>) {
-        self.tiers.push(tier);
-    }
-
-    fn segment(&mut self, number: u32) -> Result<Arc<Segment>, Stop> {
-        if let Some((_, open)) = self.segments.iter().find(|(found, _)| *found == number) {
-            return Ok(open.clone());
-        }
-        let open = self.session.segment(number, self.deadline)?;
-        self.segments.push((number, open.clone()));
-        Ok(open)
-    }
-}
-
-fn read_landed(call: &Call<'_>, index: u32) -> Option<Landed> {
-    let mut bytes = [0; LANDED_BYTES];
-    call.slab().read(index as usize * LANDED_BYTES, &mut bytes).ok()?;
-    Landed::decode(&bytes).ok()
 }

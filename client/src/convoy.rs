@@ -64,6 +64,11 @@ impl<'a, T> Convoy<'a, T> {
         Self { session, way, lane: None, moves: Vec::new(), tags: Vec::new(), under_way, moved }
     }
 
+    /// Whose slots are used.
+    pub(crate) fn session(&self) -> &'a Session {
+        self.session
+    }
+
     /// Adds a block. It is sent off with others, when they fill a chunk.
     pub(crate) fn add(&mut self, lane: &Lane, one: RecordMove, tag: T, until: Instant) -> Result<(), CallError> {
         let same = self.lane.as_ref().is_some_and(|current| current.is(lane));

@@ -39,7 +39,7 @@ pub use asynchronous::{AsyncEngine, AsyncView, Pending};
 pub use engine::{Engine, EngineOptions, Role};
 pub use error::{ConnectError, LayoutError, ViewError};
 pub use layout::{BlockMemory, EngineLayout, LayoutBlocks, PlaneMemory};
-pub use load::Loaded;
+pub use load::{LayersLoaded, Loaded};
 pub use matching::Match;
 pub use store::{StoreRequest, Stored};
 pub use view::{View, ViewSpec};

@@ -1,9 +1,12 @@
 //! From the arena into the engine's memory: copy, check, and only then tell.
 
 mod copying;
+mod holding;
+mod layers;
 mod slots;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvd_proto::{MissReason, Tier};
@@ -14,6 +17,7 @@ use crate::matching::{Match, reason_of};
 use crate::shards::Share;
 use crate::view::View;
 use copying::{Copied, Stop, copy, report};
+pub use layers::LayersLoaded;
 
 /// What a load did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -80,7 +84,15 @@ struct Source<'a> {
     view: &'a View,
     found: &'a Match,
     /// What of its records; `None`: all.
-    share: Option<&'a Share>,
+    share: Option<&'a Arc<Share>>,
+}
+
+impl<'a> Source<'a> {
+    /// What the blocks behind the view's own are put together from; `views`: [`View::other_views`].
+    fn others(views: &'a [View], found: &'a Match) -> Vec<Self> {
+        let sources = views.iter().zip(&found.others);
+        sources.map(|(view, other)| Source { view, found: &other.found, share: Some(&other.share) }).collect()
+    }
 }
 
 impl View {
@@ -110,15 +122,17 @@ impl View {
         if here < (own - blocks.start) as usize || own == end {
             return run.loaded();
         }
-        let views: Vec<View> = found.others.iter().map(|other| self.of_other(&other.view)).collect();
-        let sources = views.iter().zip(&found.others);
-        let sources: Vec<Source<'_>> =
-            sources.map(|(view, other)| Source { view, found: &other.found, share: Some(&other.share) }).collect();
+        let views = self.other_views(found);
+        let sources = Source::others(&views, found);
         let rest = match sources.is_empty() {
             true => Run::missed(found.reason().unwrap_or(MissReason::LeaseLost)),
             false => self::run(&sources, own..end, &destinations[here..], deadline),
         };
         run.then(rest).loaded()
+    }
+
+    fn other_views(&self, found: &Match) -> Vec<View> {
+        found.others.iter().map(|other| self.of_other(&other.view)).collect()
     }
 }
 

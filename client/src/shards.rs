@@ -3,6 +3,7 @@
 //! Where a chain is not here in the view's own shard, the daemon is asked which others it has, and what of their records belongs to
 //! the view's is put together from them.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) struct Others {
     group: GroupSpec,
     shard: Shard,
+    /// See [`GroupSpec::layer_units`].
+    layer_units: Option<Vec<u32>>,
     block_tokens: u32,
     /// Guards what the daemon told; not held while it is asked.
     known: Mutex<Known>,
@@ -56,6 +59,7 @@ pub(crate) struct Share {
     pub(crate) stretches: Vec<Stretch>,
     /// The same in units.
     runs: Vec<UnitRun>,
+    unit_bytes: usize,
     /// Units of all of them.
     pub(crate) units: usize,
     /// Bytes of the record that is asked for.
@@ -67,7 +71,22 @@ impl Share {
         let bytes = |units: u32| units as usize * unit_bytes;
         let stretch = |run: &UnitRun| Stretch { from: bytes(run.from), to: bytes(run.to), bytes: bytes(run.units) };
         let units = runs.iter().map(|run| run.units as usize).sum();
-        Self { stretches: runs.iter().map(stretch).collect(), runs, units, whole_bytes }
+        Self { stretches: runs.iter().map(stretch).collect(), runs, unit_bytes, units, whole_bytes }
+    }
+
+    /// All of a record of the same shard.
+    pub(crate) fn whole(view: &Inner) -> Self {
+        let all = UnitRun { from: 0, to: 0, units: view.units.count };
+        Self::new(vec![all], view.units.unit_bytes as usize, view.payload_bytes as usize)
+    }
+
+    /// What of it belongs to these units of the record that is asked for.
+    pub(crate) fn of_units(&self, units: &Range<u32>) -> Self {
+        let cut = |run: &UnitRun| {
+            let (start, end) = (run.to.max(units.start), (run.to + run.units).min(units.end));
+            (start < end).then(|| UnitRun { from: run.from + (start - run.to), to: start, units: end - start })
+        };
+        Self::new(self.runs.iter().filter_map(cut).collect(), self.unit_bytes, self.whole_bytes)
     }
 
     /// Of the checksums of all units of a record those of what is copied, in its order.
@@ -84,7 +103,18 @@ impl Share {
 impl Others {
     pub(crate) fn new(group: &GroupSpec, shard: &Shard, block_tokens: u32, message: OpenView) -> Self {
         let known = Mutex::new(Known { message, told: None, sources: Arc::default(), listed: 0 });
-        Self { group: group.clone(), shard: shard.clone(), block_tokens, known }
+        let layer_units = group.layer_units(shard);
+        Self { group: group.clone(), shard: shard.clone(), layer_units, block_tokens, known }
+    }
+
+    /// The layers of the view's shard.
+    pub(crate) fn layers(&self) -> Range<u16> {
+        self.shard.layers()
+    }
+
+    /// The first unit of each layer in the view's records, and one past the last; `None`: layers cannot be told apart.
+    pub(crate) fn layer_units(&self) -> Option<&[u32]> {
+        self.layer_units.as_deref()
     }
 
     /// Keeps the rate for shards to come; those that are known.

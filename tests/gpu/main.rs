@@ -10,6 +10,7 @@ mod blocks;
 mod deaths;
 mod engine;
 mod lanes;
+mod layers;
 mod parts;
 mod ranks;
 mod shards;

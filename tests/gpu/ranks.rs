@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
-use kvd_client::{BlockMemory, Engine, EngineLayout, Loaded, Match, PlaneMemory, StoreRequest, Stored, View, ViewSpec};
+use kvd_client::{
+    BlockMemory, Engine, EngineLayout, LayersLoaded, Loaded, Match, PlaneMemory, StoreRequest, Stored, View, ViewSpec,
+};
 use kvd_nixl::device::{Between, Device, DeviceMemory, LaneOptions};
 use kvd_nixl::sys::copy::StridedRun;
 use kvd_nixl::sys::{Memory, MemoryExtent, Region};
@@ -107,6 +110,11 @@ pub(crate) enum Home<'a> {
     Hnd(Option<&'a Device>),
     /// A memory for each layer, `[k|v][block][token][head]`.
     Nhd(Option<&'a Device>),
+}
+
+/// One of each kind.
+pub(crate) fn homes(device: &Device) -> [Home<'_>; 6] {
+    [Home::Hnd(Some(device)), Home::Flat, Home::Nhd(Some(device)), Home::Hnd(None), Home::Fragments, Home::Nhd(None)]
 }
 
 /// One layer of one plane: where it begins in the rank's memory, and bytes there from one to the next.
@@ -252,10 +260,10 @@ impl Rank {
         }
     }
 
-    /// Calls `visit` with each fragment of each unit's payload, and where it lies.
-    fn each_fragment(&self, chain: u64, blocks: usize, mut visit: impl FnMut(&[u8], usize)) {
+    /// Calls `visit` with each fragment of each unit's payload of these layers, and where it lies.
+    fn each_fragment(&self, chain: u64, blocks: usize, layers: Range<u16>, mut visit: impl FnMut(&[u8], usize)) {
         for block in 0..blocks {
-            for row in &self.rows {
+            for row in self.rows.iter().filter(|row| layers.contains(&row.layer)) {
                 let mut unit = vec![0; self.units[row.plane]];
                 for (column, head) in row.heads.clone().enumerate() {
                     let place = (chain << 24) + (row.plane as u64 * 64 + u64::from(row.layer)) * 64 + u64::from(head);
@@ -297,7 +305,9 @@ impl Rank {
     /// Stores the first blocks of a chain, as they come out of a model whose ranks agree.
     pub(crate) fn store(&self, chain: u64, blocks: usize) -> Stored {
         let mut bytes = vec![0; self.content().len()];
-        self.each_fragment(chain, blocks, |part, at| bytes[at..at + part.len()].copy_from_slice(part));
+        self.each_fragment(chain, blocks, self.shard.layers(), |part, at| {
+            bytes[at..at + part.len()].copy_from_slice(part)
+        });
         self.overwrite(&bytes);
         let (hashes, places) = (hashes(chain, blocks), self.places());
         let sources = &places[..blocks];
@@ -316,11 +326,31 @@ impl Rank {
     pub(crate) fn load_found(&self, chain: u64, found: &Match) -> Loaded {
         self.overwrite(&vec![0xee; self.content().len()]);
         let loaded = self.view.load(found, 0..BLOCKS as u32, &self.places());
+        self.expect(chain, loaded.blocks, self.shard.layers());
+        loaded
+    }
+
+    /// These layers of the first blocks are those of the chain.
+    fn expect(&self, chain: u64, blocks: u32, layers: Range<u16>) {
         let bytes = self.content();
-        self.each_fragment(chain, loaded.blocks as usize, |part, at| {
+        self.each_fragment(chain, blocks as usize, layers, |part, at| {
             assert!(bytes[at..at + part.len()] == *part, "chain {chain}, byte {at} of {:?}: wrong bytes", self.shard);
         });
-        loaded
+    }
+
+    /// The same layer after layer, and looks at each when it is said to be there.
+    pub(crate) fn load_by_layers(&self, chain: u64, layers_per_step: u16) -> (Loaded, Vec<LayersLoaded>) {
+        let (found, mut told) = (self.find(chain), Vec::new());
+        self.overwrite(&vec![0xee; self.content().len()]);
+        let ready = |ready: LayersLoaded| {
+            self.expect(chain, ready.blocks, ready.layers.clone());
+            told.push(ready);
+        };
+        let within = Duration::from_secs(2);
+        let places = self.places();
+        let loaded = self.view.load_by_layers(&found, 0..BLOCKS as u32, &places, layers_per_step, within, ready);
+        self.expect(chain, loaded.blocks, self.shard.layers());
+        (loaded, told)
     }
 }
 

@@ -16,17 +16,13 @@ use serde_json::Value;
 
 use crate::blocks::daemon;
 use crate::devices;
-use crate::ranks::{BLOCKS, HEADS, Home, LAYERS, Rank, kinds, mla, opaque, tensor};
+use crate::ranks::{BLOCKS, HEADS, Home, LAYERS, Rank, homes, kinds, mla, opaque, tensor};
 
 const SIZES: [u16; 4] = [1, 2, 4, 8];
 const ALL: u32 = BLOCKS as u32;
 
 fn engine(scratch: &Scratch, number: u8) -> Engine {
     Engine::connect(TestEngine::options(&scratch.socket(), number)).unwrap()
-}
-
-fn homes(device: &Device) -> [Home<'_>; 6] {
-    [Home::Hnd(Some(device)), Home::Flat, Home::Nhd(Some(device)), Home::Hnd(None), Home::Fragments, Home::Nhd(None)]
 }
 
 /// All ranks of one engine, in all kinds of memory by turns.

@@ -151,6 +151,19 @@ impl GroupSpec {
         self.unit(shard).is_some()
     }
 
+    /// The first unit of each layer in the records of a shard, and one past the last; `None` where they have no units.
+    pub fn layer_units(&self, shard: &Shard) -> Option<Vec<u32>> {
+        self.unit(shard)?;
+        let (mut firsts, mut units) = (vec![0], 0u32);
+        for layer in shard.layers() {
+            let planes = self.planes.iter().filter(|plane| layer < plane.layers);
+            let count: usize = planes.map(|plane| plane.heads_of(shard).len()).sum();
+            units = units.checked_add(u32::try_from(count).ok()?)?;
+            firsts.push(units);
+        }
+        Some(firsts)
+    }
+
     /// A plane whose units all others have too.
     fn unit(&self, shard: &Shard) -> Option<&Plane> {
         let described =
@@ -217,6 +230,7 @@ mod tests {
         assert_eq!(group.units(&whole), Ok(Units { count: 256, unit_bytes: 8192 }));
         let rank = Shard::new(16..32, 2..4, Interleave::new(1, 2).unwrap()).unwrap();
         assert_eq!(group.units(&rank), Ok(Units { count: 32, unit_bytes: 4096 }));
+        assert_eq!(group.layer_units(&rank), Some((0..=16).map(|layer| 2 * layer).collect()));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::layout::{BlockMemory, Place};
 use crate::link::{Call, CallError, Link};
 use crate::matching::{Part, reason_of};
 use crate::session::Session;
+use crate::shards::Share;
 use crate::view::{Opened, request};
 
 /// Why a run of a load stopped.
@@ -46,14 +47,16 @@ pub(super) fn copy<'a>(
     let mut works = Vec::with_capacity(sources.len());
     let mut each = sources.iter().zip(parts).peekable();
     let (mut ahead, mut wanted) = (None, blocks.len());
+    let (first, count) = (|part: &Part| blocks.start - part.blocks.start, blocks.end - blocks.start);
     while let Some((source, part)) = each.next() {
         let asked = match ahead.take() {
             Some(asked) => Ok(asked),
-            None => source.ask(part, &blocks, deadline, |link| link.call(deadline)),
+            None => source.ask(part.lease, first(part), count, deadline, |link| link.call(deadline)),
         };
         // Only where a place is free at once: who waits for one while he holds another could wait for ever.
         let free = |link: &'a Link| link.try_call(deadline).ok_or(CallError::Timeout);
-        ahead = each.peek().and_then(|(source, part)| source.ask(part, &blocks, deadline, free).ok());
+        let next = each.peek();
+        ahead = next.and_then(|(source, part)| source.ask(part.lease, first(part), count, deadline, free).ok());
         let work = asked.map(|asked| Work::take_all(source, asked, &targets[..wanted]));
         wanted = work.as_ref().map_or(0, |work| work.taken);
         works.push(work);
@@ -83,10 +86,10 @@ struct Expecting {
 }
 
 /// A request for blocks that is under way.
-struct Asked<'a> {
-    session: &'a Session,
-    opened: Opened,
-    call: Call<'a>,
+pub(super) struct Asked<'a> {
+    pub(super) session: &'a Session,
+    pub(super) opened: Opened,
+    pub(super) call: Call<'a>,
     /// Their first one's position in the lease.
     first: u32,
     wanted: u32,
@@ -94,10 +97,11 @@ struct Asked<'a> {
 
 impl<'a> Source<'a> {
     /// Asks for blocks of a lease.
-    fn ask(
+    pub(super) fn ask(
         &'a self,
-        part: &Part,
-        blocks: &Range<u32>,
+        lease: u64,
+        first: u32,
+        wanted: u32,
         deadline: Instant,
         place: impl FnOnce(&'a Link) -> Result<Call<'a>, CallError>,
     ) -> Result<Asked<'a>, Stop> {
@@ -110,8 +114,7 @@ impl<'a> Source<'a> {
         }
         let opened = self.view.inner.opened(session, deadline)?;
         let mut call = place(&session.link)?;
-        let (first, wanted) = (blocks.start - part.blocks.start, blocks.end - blocks.start);
-        call.send(Request { first, lease: part.lease, ..request(Op::Load, opened.number, wanted as usize) })?;
+        call.send(Request { first, lease, ..request(Op::Load, opened.number, wanted as usize) })?;
         Ok(Asked { session, opened, call, first, wanted })
     }
 }
@@ -268,14 +271,7 @@ impl<'a> Work<'a> {
         }
         let part = match self.source.share {
             None => lane.clone(),
-            Some(share) => {
-                let part = lane.part(payload_bytes, &share.stretches);
-                // What the layout has no part for is the engine's own: as one that does not fit.
-                part.map_err(|error| match error {
-                    PartError::Layout(_) => Stop::Miss(MissReason::Cold),
-                    PartError::Device(_) => Stop::Miss(MissReason::Device),
-                })?
-            }
+            Some(share) => part_of(lane, payload_bytes, share)?,
         };
         self.lane = Some((lane, part));
         Ok(())
@@ -302,4 +298,13 @@ impl<'a> Work<'a> {
         }
         Ok(())
     }
+}
+
+/// The part of a lane for what is copied of records with so many bytes.
+pub(super) fn part_of(lane: &Lane, payload_bytes: usize, share: &Share) -> Result<Lane, Stop> {
+    lane.part(payload_bytes, &share.stretches).map_err(|error| match error {
+        // What the layout has no part for is the engine's own: as one that does not fit.
+        PartError::Layout(_) => Stop::Miss(MissReason::Cold),
+        PartError::Device(_) => Stop::Miss(MissReason::Device),
+    })
 }

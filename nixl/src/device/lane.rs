@@ -17,8 +17,8 @@ const ASK_EVERY: Duration = STUCK.checked_div(100).expect("a hundred is not zero
 
 /// Of records that are smaller than the lane's own a chunk takes so many times as many.
 const SMALLER: usize = 16;
-/// Parts that a lane keeps: as many shards of other sizes as there are with room to spare.
-const PARTS_KEPT_MAX: usize = 32;
+/// Parts that a lane keeps: the layers of some shards.
+const PARTS_KEPT_MAX: usize = 512;
 
 /// Why a lane cannot move parts of other records.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

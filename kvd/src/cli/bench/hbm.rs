@@ -12,7 +12,7 @@ use crate::cli::exit::{Exit, Failure, Outcome};
 use crate::cli::output::{Output, table};
 use bus::Bus;
 use busy::{Busy, Moves};
-use field::{Field, Fragments};
+use field::{ByLayers, Field, Fragments};
 
 mod bus;
 mod busy;
@@ -107,6 +107,7 @@ struct Case {
     store: Side,
     load: Side,
     both: Side,
+    by_layers: ByLayers,
     /// A copy for each fragment, as simple connectors make them.
     copy_loop: Peer,
     /// One call of the driver's batch function.
@@ -266,6 +267,7 @@ fn case(
         store,
         load,
         both: side(&boths),
+        by_layers: field.by_layers(args.rounds)?,
         copy_loop: peer(false)?,
         // A driver that has no such function is no failure of ours.
         copy_batch: peer(true).ok(),
@@ -335,14 +337,24 @@ fn text(report: &Report) -> String {
     });
     let head = ["fragment", "way", "GB/s", "ratio", "copy loop", "copy batch"];
     let Limit { to_host_gb_per_second, to_device_gb_per_second, both_gb_per_second } = report.limit;
-    let busy = busy_text(report);
+    let (layers, busy) = (layers_text(report), busy_text(report));
     format!(
-        "{}{busy}\n\ncontiguous pinned copies: {to_host_gb_per_second:.1} GB/s to the host, {to_device_gb_per_second:.1} to the device, \
+        "{}\n\n{layers}{busy}\n\ncontiguous pinned copies: {to_host_gb_per_second:.1} GB/s to the host, {to_device_gb_per_second:.1} to the device, \
          {both_gb_per_second:.1} both ways; medians of {} rounds; load average {:.2}\n",
         table(&head, rows),
         report.rounds,
         report.load_average
     )
+}
+
+fn layers_text(report: &Report) -> String {
+    let rows = report.cases.iter().map(|case| {
+        let ByLayers { blocks, layers, at_once_ms, first_layer_ms, last_layer_ms } = &case.by_layers;
+        let ms = |ms: &f64| format!("{ms:.2} ms");
+        let fragment = ByteSize::b(case.fragment_bytes).to_string();
+        vec![fragment, format!("{blocks} x {layers}"), ms(at_once_ms), ms(first_layer_ms), ms(last_layer_ms)]
+    });
+    table(&["fragment", "blocks x layers", "loaded at once", "first layer", "last layer"], rows)
 }
 
 fn busy_text(report: &Report) -> String {

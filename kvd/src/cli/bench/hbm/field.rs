@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use kvd_client::{BlockMemory, Engine, EngineLayout, PlaneMemory, StoreRequest, View};
+use kvd_client::{BlockMemory, Engine, EngineLayout, Loaded, PlaneMemory, StoreRequest, View};
 use kvd_nixl::device::{Device, DeviceMemory, LaneOptions, Way};
 use kvd_nixl::sys::{Memory, MemoryExtent, Region};
+use serde::Serialize;
 
 use super::failed;
 use crate::cli::bench::engine::{Shape, at_once, chain_hashes, join};
+use crate::cli::bench::stats::{median, rounded};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::replay::payload::Words;
 
@@ -72,6 +74,17 @@ impl Fragments {
             Fragments::Block(_) => (layer * layer_bytes, shape.block_bytes(), unit),
         }
     }
+}
+
+/// One chain's load, until its first layer and until its last one can be computed with.
+#[derive(Debug, Serialize)]
+pub(super) struct ByLayers {
+    pub(super) blocks: usize,
+    pub(super) layers: u16,
+    /// All layers together.
+    pub(super) at_once_ms: f64,
+    pub(super) first_layer_ms: f64,
+    pub(super) last_layer_ms: f64,
 }
 
 pub(super) struct Field {
@@ -167,6 +180,39 @@ impl Field {
                 return Ok(());
             }
             Err(failed(format!("{} of {} blocks came back: {loaded:?}", loaded.blocks, blocks.len())))
+        })
+    }
+
+    /// Loads one chain at once, and again layer after layer; each as often as there are rounds.
+    pub(super) fn by_layers(&self, rounds: u32) -> Result<ByLayers, Failure> {
+        let (chain, blocks) = self.chains().swap_remove(0);
+        let (hashes, places) = (chain_hashes(chain, blocks.len()), self.places(&blocks)?);
+        let (mut whole, mut first, mut last) = (Vec::new(), Vec::new(), Vec::new());
+        let all = |loaded: Loaded| {
+            let right = loaded.blocks as usize == blocks.len() && loaded.corrupt == 0;
+            right.then_some(()).ok_or_else(|| failed(format!("{} of {} blocks came back", loaded.blocks, blocks.len())))
+        };
+        // The first one makes what the device must know of the layers.
+        for round in 0..=rounds {
+            let found = self.view.match_prefix(&hashes);
+            let started = Instant::now();
+            all(self.view.load(&found, 0..blocks.len() as u32, &places))?;
+            let loaded_at_once = started.elapsed();
+            let (started, mut ready) = (Instant::now(), Vec::new());
+            let note = |_| ready.push(started.elapsed());
+            all(self.view.load_by_layers(&found, 0..blocks.len() as u32, &places, 1, Duration::from_secs(30), note))?;
+            if let (1.., Some(one), Some(end)) = (round, ready.first(), ready.last()) {
+                whole.push(loaded_at_once.as_secs_f64() * 1e3);
+                first.push(one.as_secs_f64() * 1e3);
+                last.push(end.as_secs_f64() * 1e3);
+            }
+        }
+        Ok(ByLayers {
+            blocks: blocks.len(),
+            layers: self.fragments.shape().layers,
+            at_once_ms: rounded(median(whole)),
+            first_layer_ms: rounded(median(first)),
+            last_layer_ms: rounded(median(last)),
         })
     }
 

@@ -8,7 +8,7 @@ use kvd_nixl::sys::{MemoryExtent, seed_from_unit};
 use kvd_proto::{GroupSpec, Plane, Shard, Sharding, UnitOrder};
 
 use crate::error::LayoutError;
-use crate::shards::Share;
+use crate::shards::Excerpt;
 
 /// The memory in which an engine keeps one layer of one plane, for all its blocks: strides in bytes.
 ///
@@ -286,66 +286,38 @@ impl HostPlace<'_> {
     }
 
     /// Copies what a record of another shard has of this block, and makes the checksum of each unit in the same pass. The bytes of the
-    /// block are those of the share's whole record.
-    pub(crate) fn scatter_share(
+    /// block are those of the excerpt's whole record. `cuts` serves again for other blocks and the same excerpt.
+    pub(crate) fn scatter_excerpt(
         &self,
         payload: &MemoryExtent,
-        share: &Share,
+        excerpt: &Excerpt,
+        cuts: &mut Cuts,
         units: &Units,
         checksums: &mut [u64],
     ) -> Result<(), CopyError> {
         let mut done = 0;
-        for stretch in &share.stretches {
-            for (memory, runs, from) in self.parts(stretch)? {
-                let bytes = runs.iter().filter_map(StridedRun::bytes).sum();
-                let seed = seed_from_unit(units.seed, (from / units.unit_bytes) as u32);
-                let here = Units { seed, ..*units };
-                let end = done + here.count(bytes);
-                let refused = CopyError::Checksums { units: end, checksums: checksums.len() };
-                let sums = checksums.get_mut(done..end).ok_or(refused)?;
-                scatter_checksum(&payload.part(from, bytes)?, &memory, &runs, &here, sums)?;
-                done = end;
-            }
-        }
-        Ok(())
-    }
-
-    /// Where the bytes of a stretch lie: memory, fragments there, and the place in the other shard's record.
-    fn parts(&self, stretch: &Stretch) -> Result<Vec<(MemoryExtent, Vec<StridedRun>, usize)>, CopyError> {
-        let Stretch { from, to, bytes } = *stretch;
-        // Of memory whose bytes in the record begin at `start`, what belongs to the stretch.
-        let common = |start: usize, len: usize| to.max(start)..(to + bytes).min(start + len);
-        let cut = |run: &StridedRun, start: usize, common: &Range<usize>| {
-            let refused = CopyError::Run { fragment_bytes: run.fragment_bytes };
-            run.part(common.start - start..common.end - start).ok_or(refused)
+        let mut scatter = |memory: &MemoryExtent, runs: &[StridedRun], from: usize, bytes: usize| {
+            let seed = seed_from_unit(units.seed, (from / units.unit_bytes) as u32);
+            let here = Units { seed, ..*units };
+            let end = done + here.count(bytes);
+            let refused = CopyError::Checksums { units: end, checksums: checksums.len() };
+            let sums = checksums.get_mut(done..end).ok_or(refused)?;
+            done = end;
+            scatter_checksum(&payload.part(from, bytes)?, memory, runs, &here, sums)
         };
-        let mut start = 0;
         match self {
-            Self::Contiguous(memory) => Ok(vec![(memory.part(to, bytes)?, vec![StridedRun::contiguous(bytes)], from)]),
-            Self::Runs { memory, runs } => {
-                let mut parts = Vec::new();
-                for run in *runs {
-                    let len = run.bytes().ok_or(CopyError::Run { fragment_bytes: run.fragment_bytes })?;
-                    let common = common(start, len);
-                    if !common.is_empty() {
-                        parts.push(cut(run, start, &common)?);
-                    }
-                    start += len;
-                }
-                Ok(vec![(memory.clone(), parts, from)])
-            }
-            Self::Paged { pieces, index } => {
-                let mut parts = Vec::new();
-                for piece in *pieces {
-                    let common = common(start, piece.bytes);
-                    if !common.is_empty() {
-                        let memory = piece.memory.part(index.saturating_mul(piece.block_stride), piece.span)?;
-                        parts.push((memory, vec![cut(&piece.run, start, &common)?], from + common.start - to));
-                    }
-                    start += piece.bytes;
-                }
-                Ok(parts)
-            }
+            Self::Contiguous(memory) => excerpt.stretches.iter().try_for_each(|Stretch { from, to, bytes }| {
+                scatter(&memory.part(*to, *bytes)?, &[StridedRun::contiguous(*bytes)], *from, *bytes)
+            }),
+            Self::Runs { memory, runs } => excerpt
+                .stretches
+                .iter()
+                .try_for_each(|stretch| scatter(memory, &parts_of_runs(runs, stretch)?, stretch.from, stretch.bytes)),
+            Self::Paged { pieces, index } => cuts.of(pieces, excerpt)?.iter().try_for_each(|cut| {
+                let piece = &pieces[cut.piece];
+                let memory = piece.memory.part(index.saturating_mul(piece.block_stride), piece.span)?;
+                scatter(&memory, std::slice::from_ref(&cut.run), cut.from, cut.bytes)
+            }),
         }
     }
 
@@ -378,6 +350,70 @@ impl HostPlace<'_> {
         }
         Ok(())
     }
+}
+
+/// Where in a layout's pieces the bytes of an excerpt go: found once for many blocks.
+#[derive(Debug, Default)]
+pub(crate) struct Cuts {
+    /// Whose they are, by the address of the pieces, which outlive the load.
+    of: usize,
+    all: Vec<Cut>,
+}
+
+/// Bytes of an excerpt that lie in one piece.
+#[derive(Debug)]
+struct Cut {
+    piece: usize,
+    run: StridedRun,
+    /// In the other shard's record.
+    from: usize,
+    bytes: usize,
+}
+
+impl Cuts {
+    fn of(&mut self, pieces: &[Piece], excerpt: &Excerpt) -> Result<&[Cut], CopyError> {
+        if self.of != pieces.as_ptr().addr() {
+            self.all.clear();
+            for stretch in &excerpt.stretches {
+                let mut start = 0;
+                for (number, piece) in pieces.iter().enumerate() {
+                    if let Some((run, common)) = cut(&piece.run, start, piece.bytes, stretch)? {
+                        let from = stretch.from + (common.start - stretch.to);
+                        self.all.push(Cut { piece: number, run, from, bytes: common.len() });
+                    }
+                    start += piece.bytes;
+                }
+            }
+            self.of = pieces.as_ptr().addr();
+        }
+        Ok(&self.all)
+    }
+}
+
+/// Of a run that begins at byte `start` of the record, what belongs to the stretch.
+fn cut(
+    run: &StridedRun,
+    start: usize,
+    bytes: usize,
+    stretch: &Stretch,
+) -> Result<Option<(StridedRun, Range<usize>)>, CopyError> {
+    let common = stretch.to.max(start)..(stretch.to + stretch.bytes).min(start + bytes);
+    if common.is_empty() {
+        return Ok(None);
+    }
+    let part = run.part(common.start - start..common.end - start);
+    part.map(|run| Some((run, common))).ok_or(CopyError::Run { fragment_bytes: run.fragment_bytes })
+}
+
+/// The same of all runs of a block.
+fn parts_of_runs(runs: &[StridedRun], stretch: &Stretch) -> Result<Vec<StridedRun>, CopyError> {
+    let (mut parts, mut start) = (Vec::new(), 0);
+    for run in runs {
+        let bytes = run.bytes().ok_or(CopyError::Run { fragment_bytes: run.fragment_bytes })?;
+        parts.extend(cut(run, start, bytes, stretch)?.map(|(run, _)| run));
+        start += bytes;
+    }
+    Ok(parts)
 }
 
 type Copy = fn(&MemoryExtent, &MemoryExtent, &[StridedRun], &Units, &mut [u64]) -> Result<(), CopyError>;

@@ -14,7 +14,7 @@ use kvd_proto::{MissReason, Tier};
 use crate::deadline::deadline_in;
 use crate::layout::BlockMemory;
 use crate::matching::{Match, reason_of};
-use crate::shards::Share;
+use crate::shards::Excerpt;
 use crate::view::View;
 use copying::{Copied, Stop, copy, report};
 pub use layers::LayersLoaded;
@@ -47,10 +47,6 @@ struct Run {
 }
 
 impl Run {
-    fn missed(reason: MissReason) -> Self {
-        Self { reason: Some(reason), ..Self::default() }
-    }
-
     /// Adds the blocks that need what all have copied; how many.
     fn add(&mut self, copied: &[Copied]) -> usize {
         let blocks = copied.iter().map(|one| one.tiers.len()).min().unwrap_or(0);
@@ -84,14 +80,36 @@ struct Source<'a> {
     view: &'a View,
     found: &'a Match,
     /// What of its records; `None`: all.
-    share: Option<&'a Arc<Share>>,
+    excerpt: Option<&'a Arc<Excerpt>>,
 }
 
 impl<'a> Source<'a> {
     /// What the blocks behind the view's own are put together from; `views`: [`View::other_views`].
     fn others(views: &'a [View], found: &'a Match) -> Vec<Self> {
         let sources = views.iter().zip(&found.others);
-        sources.map(|(view, other)| Source { view, found: &other.found, share: Some(&other.share) }).collect()
+        sources.map(|(view, other)| Source { view, found: &other.found, excerpt: Some(&other.excerpt) }).collect()
+    }
+}
+
+/// Blocks of a match that a load is about.
+struct Asked {
+    /// Those in the view's own shard.
+    own: Range<u32>,
+    /// Those behind, which are put together.
+    others: Range<u32>,
+    /// Why what was asked for beyond them is none.
+    reason: Option<MissReason>,
+}
+
+impl Asked {
+    fn new(found: &Match, blocks: Range<u32>, destinations: usize) -> Self {
+        let wanted = u32::try_from(blocks.len().min(destinations)).unwrap_or(u32::MAX);
+        let end = blocks.start.saturating_add(wanted);
+        let known = if found.others.is_empty() { found.own_blocks() } else { found.blocks() };
+        let matched = known.clamp(blocks.start, end);
+        let own = found.own_blocks().clamp(blocks.start, matched);
+        let reason = (matched < end).then(|| found.reason().unwrap_or(MissReason::LeaseLost));
+        Self { own: blocks.start..own, others: own..matched, reason }
     }
 }
 
@@ -114,21 +132,20 @@ impl View {
         destinations: &[BlockMemory<'_>],
         within: Duration,
     ) -> Loaded {
-        let wanted = u32::try_from(blocks.len().min(destinations.len())).unwrap_or(u32::MAX);
-        let (deadline, end) = (deadline_in(within), blocks.start.saturating_add(wanted));
-        let own = found.own_blocks().clamp(blocks.start, end);
-        let run = run(&[Source { view: self, found, share: None }], blocks.start..own, destinations, deadline);
+        let deadline = deadline_in(within);
+        let asked = Asked::new(found, blocks, destinations.len());
+        let own = Source { view: self, found, excerpt: None };
+        let mut run = run(&[own], asked.own.clone(), destinations, deadline);
         let here = run.tiers.len();
-        if here < (own - blocks.start) as usize || own == end {
-            return run.loaded();
+        if here == asked.own.len() && !asked.others.is_empty() {
+            let views = self.other_views(found);
+            let sources = Source::others(&views, found);
+            run = run.then(self::run(&sources, asked.others.clone(), &destinations[here..], deadline));
         }
-        let views = self.other_views(found);
-        let sources = Source::others(&views, found);
-        let rest = match sources.is_empty() {
-            true => Run::missed(found.reason().unwrap_or(MissReason::LeaseLost)),
-            false => self::run(&sources, own..end, &destinations[here..], deadline),
-        };
-        run.then(rest).loaded()
+        if run.tiers.len() == asked.own.len() + asked.others.len() {
+            run.reason = asked.reason;
+        }
+        run.loaded()
     }
 
     fn other_views(&self, found: &Match) -> Vec<View> {
@@ -139,7 +156,7 @@ impl View {
 /// Copies blocks out of records of one shard, or of several that make them up together.
 fn run(sources: &[Source<'_>], blocks: Range<u32>, destinations: &[BlockMemory<'_>], deadline: Instant) -> Run {
     let mut run = Run::default();
-    // One retry per load: a good copy may lie below the one that was reported.
+    // One retry: a good copy may lie below the one that was reported.
     let mut retried = false;
     while run.tiers.len() < blocks.len() {
         let done = run.tiers.len();

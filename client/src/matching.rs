@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvd_nixl::sys::{MemoryError, MemoryExtent};
-use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, FLAG_LEASE, Op, Request, Status};
+use kvd_proto::wire::ring::{BLOCKS_PER_CALL_MAX, FLAG_LEASE, FLAG_PROBE, Op, Request, Status};
 use kvd_proto::{BlockHash, HASH_BYTES_MAX, MissReason, Tier};
 
 use crate::deadline::deadline_in;
 use crate::link::CallError;
 use crate::session::Session;
-use crate::shards::Share;
+use crate::shards::Excerpt;
 use crate::view::{Inner, View, request};
 
 /// Hashes that are put together before they go into the slab.
@@ -39,7 +39,7 @@ pub struct Match {
 pub(crate) struct Other {
     pub(crate) view: Arc<Inner>,
     pub(crate) found: Match,
-    pub(crate) share: Arc<Share>,
+    pub(crate) excerpt: Arc<Excerpt>,
 }
 
 /// What one lease holds.
@@ -140,26 +140,62 @@ impl View {
 
     /// Puts more blocks together from other shards, if those have them.
     fn match_others(&self, session: &Arc<Session>, hashes: &[BlockHash], deadline: Instant, found: &mut Match) {
+        let silent = matches!(found.reason, Some(MissReason::TierDown | MissReason::Timeout));
+        if silent || Instant::now() >= deadline {
+            return;
+        }
         let opened = self.others.as_ref().zip(self.inner.opened(session, deadline).ok());
         let Some((others, opened)) = opened else { return };
-        let (sources, listed) = others.ask(session, opened.number, deadline);
-        let mut matches: Vec<Option<Match>> = sources.views.iter().map(|_| None).collect();
-        for at in sources.usable(listed) {
-            let view = self.of_other(&sources.views[at]);
-            matches[at] = Some(view.match_here(session, hashes, deadline));
+        let sources = others.ask(session, opened.number, deadline);
+        let mut prefixes = vec![0; sources.views.len()];
+        for (at, inner) in sources.usable() {
+            prefixes[at] = self.of_other(inner).probe(session, hashes, deadline);
         }
-        let prefixes: Vec<u32> = matches.iter().map(|other| other.as_ref().map_or(0, Match::blocks)).collect();
-        let Some((blocks, shares)) = sources.choose(&self.inner, &prefixes, found.blocks) else { return };
-        for (at, share) in shares {
-            let Some(other) = matches[at].take() else { continue };
-            found.slowest = found.slowest.max(other.slowest);
-            found.estimate += other.estimate;
-            found.others.push(Other { view: sources.views[at].clone(), found: other, share });
+        let Some((mut blocks, excerpts)) = sources.choose(&self.inner, &prefixes, found.own) else { return };
+        let (mut parts, mut reason) = (Vec::with_capacity(excerpts.len()), found.reason);
+        for (at, excerpt) in excerpts {
+            let inner = &sources.views[at];
+            let other = self.of_other(inner).match_here(session, &hashes[..blocks as usize], deadline);
+            if other.blocks < blocks {
+                // It fell meanwhile, or cannot be held.
+                (blocks, reason) = (other.blocks, other.reason);
+            }
+            if blocks <= found.own {
+                return;
+            }
+            parts.push(Other { view: inner.clone(), found: other, excerpt });
+        }
+        // Each of them pays by itself, or the daemon would have left it out; together they must as well.
+        let fetching: Duration = parts.iter().map(|other| other.found.estimate).sum();
+        let more = blocks - found.own;
+        if others.computing(more).is_some_and(|computing| computing < fetching * more / blocks) {
+            found.reason = Some(MissReason::SlowerThanRecompute);
+            return;
         }
         found.blocks = blocks;
-        if blocks as usize == hashes.len() {
-            found.reason = None;
+        found.reason = reason.filter(|_| (blocks as usize) < hashes.len());
+        found.slowest = parts.iter().map(|other| other.found.slowest).max().flatten().max(found.slowest);
+        found.estimate += fetching;
+        found.others = parts;
+    }
+
+    /// How much of a chain is there. Nothing is held, and the daemon does not count it as use.
+    fn probe(&self, session: &Session, hashes: &[BlockHash], deadline: Instant) -> u32 {
+        let mut blocks = 0;
+        for part in hashes.chunks(BLOCKS_PER_CALL_MAX as usize) {
+            let found = self.inner.opened(session, deadline).and_then(|opened| {
+                let mut call = session.link.call(deadline)?;
+                put_hashes(call.slab(), part).map_err(|_| CallError::Timeout)?;
+                call.send(Request { flags: FLAG_PROBE, ..request(Op::Match, opened.number, part.len()) })?;
+                call.next()
+            });
+            let count = found.map_or(0, |answer| answer.count.min(part.len() as u32));
+            blocks += count;
+            if (count as usize) < part.len() {
+                break;
+            }
         }
+        blocks
     }
 
     /// The view of another shard.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvd_nixl::device::Stretch;
-use kvd_proto::wire::session::{Body, ListShards, OpenView};
+use kvd_proto::wire::session::{Body, ListShards, OpenView, ShardRange};
 use kvd_proto::{Cover, GroupSpec, SOURCES_MAX, Shard, UnitRun};
 
 use crate::session::{Session, SessionId};
@@ -29,32 +29,33 @@ pub(crate) struct Others {
     known: Mutex<Known>,
 }
 
+/// The daemon has so much of the time that is left to tell of its shards.
+const ASKING_PART: u32 = 4;
+
 #[derive(Debug)]
 struct Known {
     /// Opens a view, but for its shard.
     message: OpenView,
-    told: Option<(SessionId, Instant)>,
-    /// All shards that were ever told, [`SOURCES_MAX`] at most: they keep their views with the daemon.
+    /// When which daemon was asked last.
+    asked: Option<(SessionId, Instant)>,
     sources: Arc<Sources>,
-    /// Those that were told last, a bit each.
-    listed: u32,
 }
 
-/// Shards that may have what a view asks for.
+/// Shards that the daemon has, and that have something of a view's records.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
     shards: Vec<Shard>,
     pub(crate) views: Vec<Arc<Inner>>,
-    /// `None`: nothing can be put together.
+    /// `None`: they do not have all of it.
     cover: Option<Cover>,
 }
 
 /// A source by its number, and what is taken of its records.
-pub(crate) type Chosen = (usize, Arc<Share>);
+pub(crate) type Chosen = (usize, Arc<Excerpt>);
 
 /// What a record of one shard has of another one's.
 #[derive(Debug)]
-pub(crate) struct Share {
+pub(crate) struct Excerpt {
     /// In bytes; in the order in which they are copied.
     pub(crate) stretches: Vec<Stretch>,
     /// The same in units.
@@ -66,7 +67,7 @@ pub(crate) struct Share {
     pub(crate) whole_bytes: usize,
 }
 
-impl Share {
+impl Excerpt {
     fn new(runs: Vec<UnitRun>, unit_bytes: usize, whole_bytes: usize) -> Self {
         let bytes = |units: u32| units as usize * unit_bytes;
         let stretch = |run: &UnitRun| Stretch { from: bytes(run.from), to: bytes(run.to), bytes: bytes(run.units) };
@@ -102,7 +103,7 @@ impl Share {
 
 impl Others {
     pub(crate) fn new(group: &GroupSpec, shard: &Shard, block_tokens: u32, message: OpenView) -> Self {
-        let known = Mutex::new(Known { message, told: None, sources: Arc::default(), listed: 0 });
+        let known = Mutex::new(Known { message, asked: None, sources: Arc::default() });
         let layer_units = group.layer_units(shard);
         Self { group: group.clone(), shard: shard.clone(), layer_units, block_tokens, known }
     }
@@ -124,52 +125,56 @@ impl Others {
         known.sources.clone()
     }
 
-    /// The shards that the daemon has now or had a moment ago, a bit for each.
-    pub(crate) fn ask(&self, session: &Session, view: u16, deadline: Instant) -> (Arc<Sources>, u32) {
-        let now = Instant::now();
-        {
-            let known = self.lock();
-            let fresh = |(told, when): (SessionId, Instant)| told == session.id && now < when + ASK_AGAIN;
-            if known.told.is_some_and(fresh) || !session.terms.lists_shards {
-                return (known.sources.clone(), known.listed);
-            }
-        }
-        let answer = session.control.ask(Body::ListShards(ListShards { view: view.into() }), deadline);
-        let mut known = self.lock();
-        known.told = Some((session.id, now));
-        known.listed = match answer {
-            Ok((Body::Shards(told), _)) => {
-                let shards = told.shards.iter().take(SOURCES_MAX).filter_map(|range| Shard::try_from(range).ok());
-                self.learn(&mut known, shards)
-            }
-            Ok(_) => 0,
-            Err(error) => {
-                session.control_failed(error);
-                0
-            }
-        };
-        (known.sources.clone(), known.listed)
+    /// How long the engine needs to compute so many blocks, if it has said so.
+    pub(crate) fn computing(&self, blocks: u32) -> Option<Duration> {
+        let rate = self.lock().message.prefill_tokens_per_second;
+        Duration::try_from_secs_f64(f64::from(blocks) * f64::from(self.block_tokens) / rate).ok().filter(|_| rate > 0.0)
     }
 
-    /// Takes in what the daemon told: a bit for each.
-    fn learn(&self, known: &mut Known, told: impl Iterator<Item = Shard>) -> u32 {
-        let (mut listed, before) = (0, known.sources.shards.len());
-        let (mut shards, mut views) = (known.sources.shards.clone(), known.sources.views.clone());
-        for shard in told.filter(|shard| *shard != self.shard) {
-            let at = shards.iter().position(|known| *known == shard).or_else(|| {
-                let view = Inner::new(&self.group, &shard, self.block_tokens, known.message.clone());
-                let view = view.ok().filter(|_| shards.len() < SOURCES_MAX)?;
-                views.push(Arc::new(view));
-                shards.push(shard);
-                Some(shards.len() - 1)
-            });
-            listed |= at.map_or(0, |at| 1 << at);
+    /// The shards that the daemon has now, or had a moment ago.
+    pub(crate) fn ask(&self, session: &Session, view: u16, deadline: Instant) -> Arc<Sources> {
+        let now = Instant::now();
+        {
+            let mut known = self.lock();
+            let fresh = |(asked, when): (SessionId, Instant)| asked == session.id && now < when + ASK_AGAIN;
+            if known.asked.is_some_and(fresh) || !session.terms.lists_shards {
+                return known.sources.clone();
+            }
+            // Before it is asked: other threads do not ask as well.
+            known.asked = Some((session.id, now));
         }
-        if shards.len() > before {
-            let cover = Cover::new(&self.group, &self.shard, &shards);
-            known.sources = Arc::new(Sources { shards, views, cover });
+        let until = now + deadline.saturating_duration_since(now) / ASKING_PART;
+        let answer = session.control.ask(Body::ListShards(ListShards { view: view.into() }), until);
+        let mut known = self.lock();
+        match answer {
+            Ok((Body::Shards(told), _)) => self.learn(&mut known, &told.shards),
+            // It cannot say, or speaks otherwise: it has none.
+            Ok(_) => known.sources = Arc::default(),
+            Err(error) => {
+                session.control_failed(error);
+            }
         }
-        listed
+        known.sources.clone()
+    }
+
+    /// Takes in what the daemon told.
+    fn learn(&self, known: &mut Known, told: &[ShardRange]) {
+        let told = told.iter().take(SOURCES_MAX).filter_map(|range| Shard::try_from(range).ok());
+        let mut shards: Vec<Shard> = told.filter(|shard| *shard != self.shard).collect();
+        shards.sort_by_key(Shard::to_bytes);
+        shards.dedup();
+        let before = known.sources.clone();
+        if shards == before.shards {
+            return;
+        }
+        let view = |shard: &Shard| match before.shards.iter().position(|known| known == shard) {
+            Some(at) => Some(before.views[at].clone()),
+            None => Inner::other(&self.group, shard, self.block_tokens, known.message.clone()).ok().map(Arc::new),
+        };
+        let views: Option<Vec<Arc<Inner>>> = shards.iter().map(view).collect();
+        let cover = views.as_ref().and_then(|_| Cover::new(&self.group, &self.shard, &shards));
+        let cover = cover.filter(|cover| cover.split(u32::MAX).is_some());
+        known.sources = Arc::new(Sources { shards, views: views.unwrap_or_default(), cover });
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -178,10 +183,10 @@ impl Others {
 }
 
 impl Sources {
-    /// Which of the listed ones have anything of the view's records.
-    pub(crate) fn usable(&self, listed: u32) -> Vec<usize> {
-        let Some(cover) = &self.cover else { return Vec::new() };
-        (0..self.views.len()).filter(|at| listed & 1 << at != 0 && cover.uses(*at)).collect()
+    /// Those that have anything of the view's records, where all of them together have all of it.
+    pub(crate) fn usable(&self) -> impl Iterator<Item = (usize, &Arc<Inner>)> {
+        let of = |cover| self.views.iter().enumerate().filter(move |(at, _)| Cover::uses(cover, *at));
+        self.cover.iter().flat_map(of)
     }
 
     /// How much of a chain can be put together, where the sources have such prefixes of it, and what of which source: `None`
@@ -194,7 +199,7 @@ impl Sources {
         }
         let has = (0..).zip(prefixes).fold(0, |all, (at, prefix)| all | u32::from(*prefix >= blocks) << at);
         let (unit_bytes, whole_bytes) = (view.units.unit_bytes as usize, view.payload_bytes as usize);
-        let share = |(at, runs)| (at, Arc::new(Share::new(runs, unit_bytes, whole_bytes)));
-        Some((blocks, cover.split(has)?.into_iter().map(share).collect()))
+        let excerpt = |(at, runs)| (at, Arc::new(Excerpt::new(runs, unit_bytes, whole_bytes)));
+        Some((blocks, cover.split(has)?.into_iter().map(excerpt).collect()))
     }
 }

@@ -55,12 +55,16 @@ pub(crate) struct Inner {
     /// Guards what is needed to open the view again and under which number it is open. Held over the exchange with the
     /// daemon, so that two threads do not open it twice.
     opened: Mutex<Opening>,
+    /// A daemon that refuses it is asked again: without it the engine has nothing.
+    needed: bool,
 }
 
 #[derive(Debug)]
 struct Opening {
     message: OpenView,
     open: Option<(SessionId, Opened)>,
+    /// Who refused it last.
+    refused: Option<SessionId>,
 }
 
 /// The view's names with the daemon that is joined now.
@@ -92,7 +96,7 @@ impl View {
             token_ids: spec.token_ids,
         };
         let others = Others::new(group, &spec.shard, spec.namespace.block_tokens, message.clone());
-        let inner = Inner::new(group, &spec.shard, spec.namespace.block_tokens, message)?;
+        let inner = Inner::new(group, &spec.shard, spec.namespace.block_tokens, message, true)?;
         let view = Self { engine, inner: Arc::new(inner), others: Some(Arc::new(others)) };
         if let Some(session) = view.engine.shared.session() {
             match view.inner.with(&session, Instant::now() + CONTROL_WAIT) {
@@ -111,11 +115,13 @@ impl View {
 
     /// Tells the daemon how fast the engine computes now. Kept for the daemons after this one.
     pub fn set_prefill_rate(&self, tokens_per_second: f64) {
-        self.inner.set_prefill_rate(self.engine.shared.session(), tokens_per_second);
+        let (session, until) = (self.engine.shared.session(), Instant::now() + CONTROL_WAIT);
         let others = self.others.as_ref().map(|others| others.set_prefill_rate(tokens_per_second));
-        for other in others.iter().flat_map(|sources| &sources.views) {
-            other.set_prefill_rate(self.engine.shared.session(), tokens_per_second);
-        }
+        let others = others.iter().flat_map(|sources| &sources.views);
+        // A hint: a daemon that does not hear one of them in time is not told the rest.
+        let _ = std::iter::once(&self.inner)
+            .chain(others)
+            .try_for_each(|inner| inner.set_prefill_rate(session.as_deref(), tokens_per_second, until));
     }
 
     /// Asks the daemon to bring blocks towards DRAM before they are loaded. A hint: nothing is held, nothing is promised.
@@ -157,8 +163,10 @@ impl Inner {
         shard: &Shard,
         block_tokens: u32,
         message: OpenView,
+        needed: bool,
     ) -> Result<Self, LayoutError> {
         Ok(Self {
+            needed,
             payload_bytes: group.record_bytes(shard)?,
             units: group.units(shard)?,
             block_tokens,
@@ -167,26 +175,37 @@ impl Inner {
             opened: Mutex::new(Opening {
                 message: OpenView { shard: Some(ShardRange::from(shard)), ..message },
                 open: None,
+                refused: None,
             }),
         })
     }
 
-    fn set_prefill_rate(&self, session: Option<Arc<Session>>, tokens_per_second: f64) {
+    /// The same for a shard that the engine can do without.
+    pub(crate) fn other(
+        group: &GroupSpec,
+        shard: &Shard,
+        block_tokens: u32,
+        message: OpenView,
+    ) -> Result<Self, LayoutError> {
+        Self::new(group, shard, block_tokens, message, false)
+    }
+
+    fn set_prefill_rate(&self, session: Option<&Session>, rate: f64, until: Instant) -> Result<(), ControlError> {
         let open = {
             let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-            opened.message.prefill_tokens_per_second = tokens_per_second;
+            opened.message.prefill_tokens_per_second = rate;
             opened.open
         };
         // The lock is free again: calls of other threads do not wait for this answer.
-        let (Some(session), Some((id, open))) = (session, open) else { return };
+        let (Some(session), Some((id, open))) = (session, open) else { return Ok(()) };
         if session.id == id {
-            let message = SetPrefillRate { view: open.number.into(), tokens_per_second };
-            let answer = session.control.ask(Body::SetPrefillRate(message), Instant::now() + CONTROL_WAIT);
-            if let Err(error) = answer {
-                // A hint that came too late costs nothing; a broken socket ends the session.
-                session.control_failed(error);
-            }
+            let message = SetPrefillRate { view: open.number.into(), tokens_per_second: rate };
+            session.control.ask(Body::SetPrefillRate(message), until).inspect_err(|error| {
+                // One that came too late costs nothing; a broken socket ends the session.
+                session.control_failed(*error);
+            })?;
         }
+        Ok(())
     }
 
     /// The view's names with the daemon of `session`, which learns of the view if it has not.
@@ -203,10 +222,14 @@ impl Inner {
         if let Some((_, open)) = opening.open.filter(|(id, _)| *id == session.id) {
             return Ok(open);
         }
+        if !self.needed && opening.refused == Some(session.id) {
+            return Err(NotOpen::Call(CallError::Timeout));
+        }
         let answer = session.control.ask(Body::OpenView(opening.message.clone()), deadline);
         let told = match answer {
             Ok((Body::ViewOpened(told), _)) => told,
             Ok((Body::Error(error), _)) => {
+                opening.refused = Some(session.id);
                 return Err(NotOpen::Refused(ViewError::Refused { code: error.code(), message: error.message }));
             }
             Ok(_) => return Err(NotOpen::Call(session.control_failed(ControlError::Broken))),

@@ -54,7 +54,6 @@ fn parts_come_in_to_their_places_with_the_checksums_of_their_record() {
                 let what = format!("{} on the {name}, {common:?}", case.name);
                 let record_bytes = their_units * case.unit_bytes;
                 let part = lane.part(record_bytes, &stretches(&case, &common)).unwrap();
-                assert!(part.is(&lane.part(record_bytes, &stretches(&case, &common)).unwrap()), "{what}: known");
                 let all = host(case.blocks * record_bytes);
                 let pinned = Arc::new(device.pin(all.memory()).unwrap());
                 let mut moves = Vec::new();

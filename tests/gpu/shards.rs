@@ -215,6 +215,59 @@ fn a_bit_that_flips_in_a_part_is_never_told() {
 }
 
 #[test]
+fn copies_of_two_shards_that_are_wrong_are_both_put_aside() {
+    for (name, device) in devices("flips in two shards") {
+        let scratch = Scratch::new("shards-flips-two");
+        let running = daemon(&scratch);
+        let engine = engine(&scratch, 1);
+        for rank in ranks(&engine, 2, &device) {
+            assert_eq!(rank.store(1, BLOCKS).granted, ALL, "{name}");
+        }
+        // Ten blocks' halves are a chunk, and two more: one bit of the seventh of one shard, one of the fourth of the other.
+        let chunks = AtomicUsize::new(0);
+        let between = Between::new(move |way, staging| {
+            let chunk = chunks.fetch_add(1, Ordering::Relaxed);
+            let block = [Some(6), None, Some(3)].get(chunk).copied().flatten();
+            if let (Way::ToDevice, Some(block)) = (way, block) {
+                let (at, mut byte) = (block * 64 * 1024 + 77, [0]);
+                staging.read(at, &mut byte).unwrap();
+                staging.write(at, &[byte[0] ^ 16]).unwrap();
+            }
+        });
+        let rank = Rank::new(&engine, tensor(1, 0), Home::Hnd(Some(&device)), Some(between));
+        let loaded = rank.load(1);
+        assert_eq!((loaded.blocks, loaded.corrupt), (3, 2), "{name}: {loaded:?}");
+        assert_eq!(rank.find(1).blocks(), 3, "{name}");
+        let halves = [0, 1].map(|half| Rank::new(&engine, tensor(2, half), Home::Flat, None).load(1).blocks);
+        assert_eq!(halves, [6, 3], "{name}");
+        assert_eq!(running.stop(), Some(0));
+    }
+}
+
+#[test]
+fn where_others_have_not_all_of_it_they_are_not_asked() {
+    let scratch = Scratch::new("shards-useless");
+    let running = daemon(&scratch);
+    let engine = engine(&scratch, 1);
+    // Both ranks have the indexer, and each its own heads.
+    let kind = kinds().into_iter().find(|kind| kind.name.contains("indexer")).unwrap();
+    let [one, other] = [0, 1].map(|rank| Rank::of(&kind, &engine, tensor(2, rank), Home::Flat, None));
+    assert_eq!((one.store(1, 5).granted, other.store(1, BLOCKS).granted), (5, ALL));
+    let matches = || {
+        let told = ask_serving(&scratch, &["status", "--metrics"]);
+        let text = told["text"].as_str().unwrap().to_owned();
+        let line = text.lines().find_map(|line| line.strip_prefix("kvd_requests_total{op=\"match\"} "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let before = matches();
+    for _ in 0..10 {
+        assert_eq!(one.find(1).blocks(), 5);
+    }
+    assert_eq!(matches() - before, 10);
+    assert_eq!(running.stop(), Some(0));
+}
+
+#[test]
 fn a_daemon_that_comes_back_knows_the_shards_that_it_had() {
     for (name, device) in devices("shards after a death") {
         let scratch = Scratch::new("shards-death");

@@ -69,10 +69,12 @@ fn sessions_beyond_the_limit_are_refused_with_a_remedy() {
     });
     // A view has its limit, too.
     let session = &mut open[0];
-    for _ in 0..64 {
-        session.view("hostile");
+    for number in 0..256 {
+        session.view(&format!("hostile-{number}"));
     }
-    let answer = session.peer.ask(Body::OpenView(crate::peer::open_view("hostile")));
+    // Those that are open are no more views when they are opened again.
+    session.view("hostile-0");
+    let answer = session.peer.ask(Body::OpenView(crate::peer::open_view("hostile-256")));
     assert!(
         matches!(&answer, Heard::Answer(Body::Error(error), _) if error.code == RefusalCode::Full as i32),
         "{answer:?}"

@@ -12,11 +12,11 @@ use kvd_proto::{MissReason, Tier};
 use super::Source;
 use super::slots::Slots;
 use crate::convoy::Convoy;
-use crate::layout::{BlockMemory, Place};
+use crate::layout::{BlockMemory, Cuts, Place};
 use crate::link::{Call, CallError, Link};
 use crate::matching::{Part, reason_of};
 use crate::session::Session;
-use crate::shards::Share;
+use crate::shards::Excerpt;
 use crate::view::{Opened, request};
 
 /// Why a run of a load stopped.
@@ -47,16 +47,16 @@ pub(super) fn copy<'a>(
     let mut works = Vec::with_capacity(sources.len());
     let mut each = sources.iter().zip(parts).peekable();
     let (mut ahead, mut wanted) = (None, blocks.len());
-    let (first, count) = (|part: &Part| blocks.start - part.blocks.start, blocks.end - blocks.start);
+    let first = |part: &Part| blocks.start - part.blocks.start;
     while let Some((source, part)) = each.next() {
         let asked = match ahead.take() {
             Some(asked) => Ok(asked),
-            None => source.ask(part.lease, first(part), count, deadline, |link| link.call(deadline)),
+            None => source.ask(part.lease, first(part), wanted as u32, deadline, |link| link.call(deadline)),
         };
         // Only where a place is free at once: who waits for one while he holds another could wait for ever.
         let free = |link: &'a Link| link.try_call(deadline).ok_or(CallError::Timeout);
         let next = each.peek();
-        ahead = next.and_then(|(source, part)| source.ask(part.lease, first(part), count, deadline, free).ok());
+        ahead = next.and_then(|(source, part)| source.ask(part.lease, first(part), wanted as u32, deadline, free).ok());
         let work = asked.map(|asked| Work::take_all(source, asked, &targets[..wanted]));
         wanted = work.as_ref().map_or(0, |work| work.taken);
         works.push(work);
@@ -86,7 +86,7 @@ struct Expecting {
 }
 
 /// A request for blocks that is under way.
-pub(super) struct Asked<'a> {
+pub(super) struct Sent<'a> {
     pub(super) session: &'a Session,
     pub(super) opened: Opened,
     pub(super) call: Call<'a>,
@@ -104,7 +104,7 @@ impl<'a> Source<'a> {
         wanted: u32,
         deadline: Instant,
         place: impl FnOnce(&'a Link) -> Result<Call<'a>, CallError>,
-    ) -> Result<Asked<'a>, Stop> {
+    ) -> Result<Sent<'a>, Stop> {
         let current = self.view.engine.shared.session();
         // Another epoch, or a child of the process that took the lease.
         let lost = Stop::Miss(MissReason::LeaseLost);
@@ -115,7 +115,7 @@ impl<'a> Source<'a> {
         let opened = self.view.inner.opened(session, deadline)?;
         let mut call = place(&session.link)?;
         call.send(Request { first, lease, ..request(Op::Load, opened.number, wanted as usize) })?;
-        Ok(Asked { session, opened, call, first, wanted })
+        Ok(Sent { session, opened, call, first, wanted })
     }
 }
 
@@ -142,13 +142,14 @@ impl Stop {
 struct Work<'a> {
     /// What a device copies. The first to go: nothing outlives it that it needs.
     convoy: Convoy<'a, Expecting>,
-    /// A device's lane, and the lane for the share on it.
+    /// A device's lane, and the lane for the excerpt on it.
     lane: Option<(&'a Lane, Lane)>,
     source: &'a Source<'a>,
     slots: Slots<'a>,
     /// Checksums that a block must have, and those that it has: memory that is used again for each.
     expected: Vec<u64>,
     found: Vec<u64>,
+    cuts: Cuts,
     /// Position of the first block in its lease.
     first: u32,
     /// Blocks that were copied, or given to a device.
@@ -163,9 +164,9 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     /// Takes what lands until all targets have their block or the daemon has no more.
-    fn take_all(source: &'a Source<'a>, asked: Asked<'a>, targets: &'a [BlockMemory<'a>]) -> Self {
-        let Asked { session, opened, mut call, first, wanted } = asked;
-        let units = source.share.map_or(source.view.inner.units.count as usize, |share| share.units);
+    fn take_all(source: &'a Source<'a>, sent: Sent<'a>, targets: &'a [BlockMemory<'a>]) -> Self {
+        let Sent { session, opened, mut call, first, wanted } = sent;
+        let units = source.excerpt.map_or(source.view.inner.units.count as usize, |excerpt| excerpt.units);
         let mut work = Self {
             convoy: Convoy::new(session, Way::ToDevice),
             lane: None,
@@ -173,6 +174,7 @@ impl<'a> Work<'a> {
             slots: Slots::new(source, session, opened, call.deadline()),
             expected: Vec::new(),
             found: vec![0; units],
+            cuts: Cuts::default(),
             first,
             taken: 0,
             tiers: Vec::new(),
@@ -216,16 +218,16 @@ impl<'a> Work<'a> {
     /// Copies the next landed block and checks it, or gives it to a device.
     fn take(&mut self, call: &Call<'_>, target: &'a BlockMemory<'a>) -> Result<(), Stop> {
         let (slot, reading) = self.slots.open(call, self.taken)?;
-        let (inner, share) = (&self.source.view.inner, self.source.share);
-        match share {
+        let (inner, excerpt) = (&self.source.view.inner, self.source.excerpt);
+        match excerpt {
             None => std::mem::swap(&mut self.expected, &mut self.slots.sums),
-            Some(share) => {
-                share.select(&self.slots.sums, &mut self.expected).ok_or(Stop::Miss(MissReason::Cold))?;
+            Some(excerpt) => {
+                excerpt.select(&self.slots.sums, &mut self.expected).ok_or(Stop::Miss(MissReason::Cold))?;
             }
         }
         // A destination that does not fit is the engine's mistake: nothing is copied, the block is not told.
         let (payload_bytes, unit_bytes) = (inner.payload_bytes as usize, inner.units.unit_bytes as usize);
-        if !target.fits(share.map_or(payload_bytes, |share| share.whole_bytes), unit_bytes) {
+        if !target.fits(excerpt.map_or(payload_bytes, |excerpt| excerpt.whole_bytes), unit_bytes) {
             return Err(Stop::Miss(MissReason::Cold));
         }
         match target.place() {
@@ -233,9 +235,11 @@ impl<'a> Work<'a> {
                 // Blocks are told in their order.
                 self.land_all()?;
                 let units = Units { unit_bytes, algorithm: slot.algorithm, seed: slot.seed };
-                let copied = match share {
+                let copied = match excerpt {
                     None => target.scatter(&slot.payload, &units, &mut self.found),
-                    Some(share) => target.scatter_share(&slot.payload, share, &units, &mut self.found),
+                    Some(excerpt) => {
+                        target.scatter_excerpt(&slot.payload, excerpt, &mut self.cuts, &units, &mut self.found)
+                    }
                 };
                 drop(reading);
                 copied.map_err(|_| Stop::Miss(MissReason::Cold))?;
@@ -269,9 +273,9 @@ impl<'a> Work<'a> {
         if self.lane.as_ref().is_some_and(|(taken, _)| taken.is(lane)) {
             return Ok(());
         }
-        let part = match self.source.share {
+        let part = match self.source.excerpt {
             None => lane.clone(),
-            Some(share) => part_of(lane, payload_bytes, share)?,
+            Some(excerpt) => part_of(lane, payload_bytes, excerpt)?,
         };
         self.lane = Some((lane, part));
         Ok(())
@@ -301,8 +305,8 @@ impl<'a> Work<'a> {
 }
 
 /// The part of a lane for what is copied of records with so many bytes.
-pub(super) fn part_of(lane: &Lane, payload_bytes: usize, share: &Share) -> Result<Lane, Stop> {
-    lane.part(payload_bytes, &share.stretches).map_err(|error| match error {
+pub(super) fn part_of(lane: &Lane, payload_bytes: usize, excerpt: &Excerpt) -> Result<Lane, Stop> {
+    lane.part(payload_bytes, &excerpt.stretches).map_err(|error| match error {
         // What the layout has no part for is the engine's own: as one that does not fit.
         PartError::Layout(_) => Stop::Miss(MissReason::Cold),
         PartError::Device(_) => Stop::Miss(MissReason::Device),

@@ -13,13 +13,13 @@ use kvd_proto::{MissReason, Tier};
 
 use super::copying::{Stop, part_of, report};
 use super::holding::{Held, hold};
-use super::{Loaded, Run, Source};
+use super::{Asked, Loaded, Run, Source};
 use crate::convoy::Convoy;
 use crate::deadline::deadline_in;
-use crate::layout::{BlockMemory, Place};
+use crate::layout::{BlockMemory, Cuts, Place};
 use crate::link::CallError;
 use crate::matching::{Match, reason_of};
-use crate::shards::Share;
+use crate::shards::Excerpt;
 use crate::view::View;
 
 /// Steps that a device has under way before the first of them is waited for.
@@ -41,7 +41,7 @@ struct Lot<'a> {
     first: usize,
     held: Vec<Held>,
     /// What of this source's records is asked for, of all layers.
-    share: Arc<Share>,
+    excerpt: Arc<Excerpt>,
 }
 
 /// What blocks are copied from, and how many there are.
@@ -99,11 +99,10 @@ impl View {
             ready(LayersLoaded { layers, blocks: loaded.blocks });
             return loaded;
         };
-        let wanted = u32::try_from(blocks.len().min(destinations.len())).unwrap_or(u32::MAX);
-        let blocks = blocks.start..blocks.start.saturating_add(wanted);
-        let (own, views) = (Source { view: self, found, share: None }, self.other_views(found));
+        let asked = Asked::new(found, blocks, destinations.len());
+        let (own, views) = (Source { view: self, found, excerpt: None }, self.other_views(found));
         let others = Source::others(&views, found);
-        let Lots { lots, blocks, reason, corrupt } = self.lots(&own, &others, blocks, deadline);
+        let Lots { lots, blocks, reason, corrupt } = self.lots(&own, &others, &asked, deadline);
         let mut work = Work {
             convoy: Convoy::new(session, Way::ToDevice),
             lots,
@@ -128,31 +127,28 @@ impl View {
     }
 
     /// Holds what blocks are copied from.
-    fn lots<'a>(
-        &self,
-        own: &'a Source<'a>,
-        others: &'a [Source<'a>],
-        blocks: Range<u32>,
-        deadline: Instant,
-    ) -> Lots<'a> {
-        let mut all = Lots { blocks: blocks.len(), ..Lots::default() };
-        let here = own.found.own_blocks().clamp(blocks.start, blocks.end);
-        let first = (here - blocks.start) as usize;
-        all.add(own, 0, blocks.start..here, Arc::new(Share::whole(&self.inner)), deadline);
+    fn lots<'a>(&self, own: &'a Source<'a>, others: &'a [Source<'a>], asked: &Asked, deadline: Instant) -> Lots<'a> {
+        let here = asked.own.len();
+        let mut all = Lots { blocks: here + asked.others.len(), reason: asked.reason, ..Lots::default() };
+        all.add(own, 0, asked.own.clone(), Arc::new(Excerpt::whole(&self.inner)), deadline);
         for other in others {
-            if let Some(share) = other.share {
-                all.add(other, first, here..blocks.end, share.clone(), deadline);
+            if let Some(excerpt) = other.excerpt {
+                all.add(other, here, asked.others.clone(), excerpt.clone(), deadline);
             }
-        }
-        if others.is_empty() && all.blocks > first {
-            (all.blocks, all.reason) = (first, Some(own.found.reason().unwrap_or(MissReason::LeaseLost)));
         }
         all
     }
 }
 
 impl<'a> Lots<'a> {
-    fn add(&mut self, source: &'a Source<'a>, first: usize, blocks: Range<u32>, share: Arc<Share>, deadline: Instant) {
+    fn add(
+        &mut self,
+        source: &'a Source<'a>,
+        first: usize,
+        blocks: Range<u32>,
+        excerpt: Arc<Excerpt>,
+        deadline: Instant,
+    ) {
         // Of what another source has not, the rest is of no use.
         let wanted = blocks.len().min(self.blocks.saturating_sub(first));
         if wanted == 0 {
@@ -167,7 +163,7 @@ impl<'a> Lots<'a> {
             });
             self.corrupt += u32::from(matches!(stop, Stop::Corrupt(_)));
         }
-        self.lots.push(Lot { source, first, held, share });
+        self.lots.push(Lot { source, first, held, excerpt });
     }
 }
 
@@ -218,22 +214,23 @@ impl Work<'_> {
         let mut moves = 0;
         let (mut sums, mut found) = (Vec::new(), Vec::new());
         for (number, lot) in self.lots.iter_mut().enumerate() {
-            let share = lot.share.of_units(&units);
-            if share.units == 0 {
+            let excerpt = lot.excerpt.of_units(&units);
+            if excerpt.units == 0 {
                 continue;
             }
             let inner = &lot.source.view.inner;
             let (payload_bytes, unit_bytes) = (inner.payload_bytes as usize, inner.units.unit_bytes as usize);
-            // The lane of a block, and its part for this share.
+            // The lane of a block, and its part for this excerpt.
             let mut lane: Option<(&Lane, Lane)> = None;
+            let mut cuts = Cuts::default();
             for (block, held) in lot.held.iter_mut().enumerate() {
                 let at = lot.first + block;
                 if at >= self.tally.blocks {
                     break;
                 }
                 let target = &self.targets[at];
-                let known = share.select(&held.sums, &mut sums);
-                if known.is_none() || !target.fits(share.whole_bytes, unit_bytes) {
+                let known = excerpt.select(&held.sums, &mut sums);
+                if known.is_none() || !target.fits(excerpt.whole_bytes, unit_bytes) {
                     // The engine's mistake: nothing is copied, the block is not told.
                     self.tally.blocks = at;
                     break;
@@ -241,9 +238,9 @@ impl Work<'_> {
                 match target.place() {
                     Place::Host(host) => {
                         let copying = self.convoy.session().begin_copy().ok_or(CallError::Down)?;
-                        found.resize(share.units, 0);
+                        found.resize(excerpt.units, 0);
                         let units = Units { unit_bytes, algorithm: held.slot.algorithm, seed: held.slot.seed };
-                        let copied = host.scatter_share(&held.slot.payload, &share, &units, &mut found);
+                        let copied = host.scatter_excerpt(&held.slot.payload, &excerpt, &mut cuts, &units, &mut found);
                         drop(copying);
                         if copied.is_err() || found != sums {
                             self.tally.end_at(number, lot.first, block);
@@ -259,7 +256,7 @@ impl Work<'_> {
                         let part = match &lane {
                             Some((known, part)) if known.is(base) => part,
                             _ => {
-                                let part = part_of(base, payload_bytes, &share).map_err(|_| CallError::Device)?;
+                                let part = part_of(base, payload_bytes, &excerpt).map_err(|_| CallError::Device)?;
                                 &lane.insert((base, part)).1
                             }
                         };

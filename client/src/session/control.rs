@@ -52,6 +52,10 @@ impl Control {
     /// Sends a message and waits for its answer, with the descriptor that came with it.
     pub(crate) fn ask(&self, body: Body, deadline: Instant) -> Result<(Body, Option<OwnedFd>), ControlError> {
         let mut stream = self.lock(deadline)?;
+        // Who can have no answer any more does not ask: the daemon may be behind.
+        if Instant::now() >= deadline {
+            return Err(ControlError::Timeout);
+        }
         self.send(body, deadline)?;
         // Until its answer is here it is one to skip, should the deadline pass.
         stream.skip += 1;

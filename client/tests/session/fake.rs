@@ -17,8 +17,8 @@ use kvd_nixl::sys::{
 use kvd_proto::record::{HEADER_BYTES, MAGIC, SEED, at, meta_bytes};
 use kvd_proto::wire::ring::{Completion, Op, RING_ENTRIES, Request, SLAB_BYTES, SLABS, Status};
 use kvd_proto::wire::session::{
-    Body, Error, Goodbye, Hello, RefusalCode, Refused, RingGeometry, SegmentFd, ViewOpened, Welcome, decode_frame,
-    encode_frame,
+    Body, Error, FEATURE_SHARDS, Goodbye, Hello, ListShards, RefusalCode, Refused, RingGeometry, SegmentFd, ShardRange,
+    Shards, ViewOpened, Welcome, decode_frame, encode_frame,
 };
 use kvd_proto::wire::slab::{CommitEntries, GRANTED_BYTES, Granted, GrantedStatus, LANDED_BYTES, Landed, LandedStatus};
 use kvd_proto::{Epoch, MissReason, Tier};
@@ -43,6 +43,8 @@ pub(crate) struct Switches {
     pub(crate) damage: AtomicU32,
     /// Epoch that completions carry beyond the true one.
     pub(crate) epoch_off: AtomicU64,
+    /// It tells of shards, and names these.
+    pub(crate) shards: Mutex<Option<Vec<ShardRange>>>,
 }
 
 /// What tests look at.
@@ -53,6 +55,9 @@ pub(crate) struct Seen {
     pub(crate) abandoned: Vec<u64>,
     pub(crate) corrupt: Vec<(u64, u32)>,
     pub(crate) goodbyes: u32,
+    pub(crate) opened: u32,
+    pub(crate) matched: u32,
+    pub(crate) asked_for_shards: u32,
 }
 
 #[derive(Debug)]
@@ -220,6 +225,7 @@ impl Session {
                         return false;
                     }
                     let (geometry, fds) = welcome.take().unwrap();
+                    let shards = self.shared.0.shards.lock().unwrap().is_some();
                     let welcome = Welcome {
                         version: 1,
                         epoch: self.epoch.get(),
@@ -227,6 +233,7 @@ impl Session {
                         geometry: Some(geometry),
                         match_deadline_us: 50_000,
                         load_deadline_us: 500_000,
+                        features: if shards { vec![FEATURE_SHARDS.into()] } else { Vec::new() },
                         ..Welcome::default()
                     };
                     (Body::Welcome(welcome), fds.into())
@@ -234,7 +241,13 @@ impl Session {
                 Body::OpenView(view) if view.group > 0 => {
                     (Body::Error(Error { code: RefusalCode::Layout.into(), message: "no".into() }), Vec::new())
                 }
+                Body::ListShards(ListShards { view }) => {
+                    self.shared.1.lock().unwrap().asked_for_shards += 1;
+                    let shards = self.shared.0.shards.lock().unwrap().clone().unwrap_or_default();
+                    (Body::Shards(Shards { view, shards }), Vec::new())
+                }
                 Body::OpenView(view) => {
+                    self.shared.1.lock().unwrap().opened += 1;
                     let opened = ViewOpened {
                         view: 1,
                         payload_bytes: PAYLOAD_BYTES as u32,
@@ -288,6 +301,7 @@ impl Session {
         let seen = self.shared.1.clone();
         match request.op {
             Op::Match => {
+                seen.lock().unwrap().matched += 1;
                 let hashes = hashes(&slab, 0, request.count);
                 let found: Vec<_> = hashes.into_iter().take_while(|hash| self.blocks.contains_key(hash)).collect();
                 done.count = found.len() as u32;

@@ -17,6 +17,7 @@ use kvd_client::{
     ViewError, ViewSpec,
 };
 use kvd_nixl::sys::{MemoryExtent, Region};
+use kvd_proto::wire::session::ShardRange;
 use kvd_proto::{
     BlockHash, Epoch, GroupKind, GroupSpec, InstanceId, MissReason, Namespace, Plane, Shard, Sharding, UnitOrder,
 };
@@ -336,4 +337,64 @@ fn futures_do_the_same_and_a_dropped_one_leaves_nothing_behind() {
     assert!(started.elapsed() < Duration::from_millis(200), "what has not begun is dropped at once");
     drop(running);
     assert!(started.elapsed() >= Duration::from_millis(400), "what has begun is waited for");
+}
+
+#[test]
+fn whatever_a_daemon_says_of_shards_costs_one_question_a_second() {
+    let whole = ShardRange { layer_end: 2, head_end: 2, interleave_of: 1, ..ShardRange::default() };
+    let half = ShardRange { head_end: 1, ..whole };
+    let lists = [
+        // Nothing, itself, and what is no shard, or none of this group.
+        vec![],
+        vec![whole],
+        vec![
+            ShardRange { layer_end: 0, ..whole },
+            ShardRange { head_end: 1 << 20, ..whole },
+            ShardRange { interleave_of: 0, ..whole },
+            ShardRange { layer_end: 60_000, head_end: 60_000, ..whole },
+        ],
+        // One half, ever so often, and no other; halves of tokens.
+        vec![half; 500],
+        (0..40).map(|_| ShardRange { interleave_of: 2, ..half }).collect(),
+    ];
+    for shards in lists {
+        let folder = tempfile::tempdir().unwrap();
+        let fake = Fake::start(&folder.path().join("s"), 5);
+        *fake.switches.shards.lock().unwrap() = Some(shards.clone());
+        let engine = Engine::connect(options(&folder.path().join("s"))).unwrap();
+        let view = engine.open_view(&spec(&namespace(), 0)).unwrap();
+        let (_, filled) = pool(4, true);
+        assert_eq!(store(&view, &hashes(4), &blocks(&filled, 4)).granted, 4);
+        let started = Instant::now();
+        for _ in 0..50 {
+            let found = view.match_prefix(&hashes(9));
+            assert_eq!((found.blocks(), found.own_blocks()), (4, 4), "{shards:?}");
+        }
+        let seen = fake.seen.lock().unwrap();
+        assert_eq!((seen.matched, seen.opened), (50, 1), "{shards:?}");
+        assert!(u64::from(seen.asked_for_shards) <= 1 + started.elapsed().as_secs(), "{}", seen.asked_for_shards);
+    }
+}
+
+#[test]
+fn a_daemon_that_cannot_tell_of_shards_is_not_asked() {
+    let Scene { fake, view, .. } = Scene::new();
+    assert_eq!(view.match_prefix(&hashes(3)).blocks(), 0);
+    let seen = fake.seen.lock().unwrap();
+    assert_eq!((seen.matched, seen.asked_for_shards), (1, 0));
+}
+
+#[test]
+fn a_daemon_that_opens_another_shard_than_it_was_asked_for_ends_the_session() {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::start(&folder.path().join("s"), 5);
+    // Both halves; this daemon opens every view with the sizes of the whole.
+    let whole = ShardRange { layer_end: 2, head_end: 2, interleave_of: 1, ..ShardRange::default() };
+    let halves = vec![ShardRange { head_end: 1, ..whole }, ShardRange { head_start: 1, ..whole }];
+    *fake.switches.shards.lock().unwrap() = Some(halves);
+    let engine = Engine::connect(options(&folder.path().join("s"))).unwrap();
+    let view = engine.open_view(&spec(&namespace(), 0)).unwrap();
+    let found = view.match_prefix(&hashes(3));
+    assert_eq!((found.blocks(), found.reason()), (0, Some(MissReason::Cold)));
+    assert_eq!(view.match_prefix(&hashes(3)).reason(), Some(MissReason::TierDown));
 }

@@ -1,6 +1,7 @@
 //! What the core keeps of one session.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvd_nixl::sys::{MemoryExtent, RingError, Signal};
@@ -12,7 +13,7 @@ use kvd_tiers::{ClientSlot, RequestId, ViewId};
 use crate::session::{SessionId, SessionLink, ViewRequest};
 
 /// Views of one session at most.
-pub(super) const VIEWS_MAX: usize = 64;
+pub(super) const VIEWS_MAX: usize = 256;
 /// Questions of one session that may wait for the catalog: matches own a slab each, and as many prefetches.
 pub(super) const QUESTIONS_MAX: usize = 2 * kvd_proto::wire::ring::SLABS as usize;
 /// Loads of one session that may wait: one per slab makes sense, as each owns its slab.
@@ -30,6 +31,8 @@ pub(super) struct View {
     pub(super) unit_bytes: u32,
     pub(super) units: u32,
     pub(super) unit_order: UnitOrder,
+    /// Some plane is whole in every shard of a layer.
+    pub(super) replicated: bool,
     pub(super) block_tokens: u32,
     pub(super) token_ids: bool,
     pub(super) hash_bytes: usize,
@@ -40,6 +43,16 @@ impl View {
     pub(super) fn is(&self, wanted: &ViewRequest) -> bool {
         (self.namespace, self.group, &self.shard) == (wanted.namespace, wanted.group, &wanted.shard)
             && (self.token_ids, self.hash_bytes) == (wanted.token_ids, wanted.hash_bytes)
+    }
+
+    /// Whether records of another shard can have anything of this one's.
+    pub(super) fn overlaps(&self, other: &Shard) -> bool {
+        let meet = |one: Range<u16>, two: Range<u16>| one.start.max(two.start) < one.end.min(two.end);
+        let heads = self.replicated || meet(self.shard.heads(), other.heads());
+        *other != self.shard
+            && other.interleave() == self.shard.interleave()
+            && heads
+            && meet(self.shard.layers(), other.layers())
     }
 }
 
@@ -59,6 +72,8 @@ pub(super) struct WaitingLoad {
 pub(super) enum Purpose {
     /// A match, to be answered under this token, with or without a lease.
     Match { token: u64, want_lease: bool },
+    /// A question how much is there, to be answered under this token.
+    Probe { token: u64 },
     /// A prefetch, which was answered.
     Prefetch,
 }

@@ -188,6 +188,7 @@ impl Core {
             unit_bytes: wanted.unit_bytes,
             units: wanted.units,
             unit_order: wanted.unit_order,
+            replicated: wanted.replicated,
             block_tokens: wanted.block_tokens,
             token_ids: wanted.token_ids,
             hash_bytes: wanted.hash_bytes,
@@ -236,13 +237,13 @@ impl Core {
         view.ok_or_else(|| Refusal::new(RefusalCode::NotFound, "there is no such view", "open it first"))
     }
 
-    /// The other shards in which blocks of a view's group are, here or in the store, those with most records here first.
+    /// The other shards in which there is something of a view's blocks, here or in the store: those with most records here first.
     fn other_shards(&self, at: usize, view: u32) -> Result<Vec<Shard>, Refusal> {
         let view = self.view(at, view)?;
         let prefix = namespace_prefix(&view.namespace);
         // Shards that differ in what goes with a record, as token ids, are lanes of their own.
         let mut records: BTreeMap<[u8; SHARD_BYTES], (u64, Shard)> = BTreeMap::new();
-        for held in self.ladder.holdings().filter(|held| held.records > 0 && held.shard != view.shard) {
+        for held in self.ladder.holdings().filter(|held| held.records > 0 && view.overlaps(&held.shard)) {
             if (held.tenant, held.namespace_prefix, held.group) == (self.settings.tenant, prefix, view.group) {
                 let (count, _) = records.entry(held.shard.to_bytes()).or_insert((0, held.shard));
                 *count += u64::from(held.records);
@@ -250,7 +251,7 @@ impl Core {
         }
         let store = self.object.as_ref().filter(|_| self.object_up);
         let in_store = store.map(|link| link.view.shards(&view.namespace, view.group)).unwrap_or_default();
-        for shard in in_store.into_iter().filter(|shard| *shard != view.shard) {
+        for shard in in_store.into_iter().filter(|shard| view.overlaps(shard)) {
             records.entry(shard.to_bytes()).or_insert((0, shard));
         }
         let mut found: Vec<(u64, Shard)> = records.into_values().collect();

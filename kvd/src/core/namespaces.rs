@@ -151,6 +151,7 @@ mod tests {
             payload_bytes: 4096,
             unit_bytes: 4096,
             units: 1,
+            replicated: false,
             unit_order: UnitOrder::Opaque,
             block_tokens: 16,
             token_ids: false,

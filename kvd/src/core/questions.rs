@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvd_proto::wire::ring::{Completion, FLAG_LEASE, Op, Request, Status};
+use kvd_proto::wire::ring::{Completion, FLAG_LEASE, FLAG_PROBE, Op, Request, Status};
 use kvd_proto::{BlockHash, GroupKey, Time};
 use kvd_tiers::ladder::{HashSource, Matched, RemoteChain, RemoteRecord};
 use kvd_tiers::record::slot_bytes;
@@ -56,6 +56,7 @@ impl Core {
         }
         let purpose = match request.op {
             Op::Prefetch => Purpose::Prefetch,
+            _ if request.flags & FLAG_PROBE != 0 => Purpose::Probe { token: request.token },
             _ => Purpose::Match { token: request.token, want_lease: request.flags & FLAG_LEASE != 0 },
         };
         let due = now + self.patience(request);
@@ -124,6 +125,12 @@ impl Core {
                     let answer = self.matched(token, HashSource::len(hashes), &found);
                     self.counters.op_latency(Op::Match).record(clock::now().since(question.asked));
                     // A ring that is broken shows at the next look at it.
+                    let waits = client.complete(&answer).unwrap_or(false);
+                    self.counters.completions_delayed.add(u64::from(waits));
+                }
+                Purpose::Probe { token } => {
+                    let count = question.first + records.len() as u32;
+                    let answer = Completion { count, ..self.blank(token, Status::Ok) };
                     let waits = client.complete(&answer).unwrap_or(false);
                     self.counters.completions_delayed.add(u64::from(waits));
                 }

@@ -3,7 +3,8 @@
 use kvd_nixl::ChecksumAlgorithm;
 use kvd_nixl::sys::{MemoryExtent, RingError};
 use kvd_proto::wire::ring::{
-    BLOCKS_PER_CALL_MAX, Completion, ENTRY_BYTES, FLAG_LEASE, FLAG_PARENT, FLAG_TOKENS, Op, Request, SLAB_BYTES, Status,
+    BLOCKS_PER_CALL_MAX, Completion, ENTRY_BYTES, FLAG_LEASE, FLAG_PARENT, FLAG_PROBE, FLAG_TOKENS, Op, Request,
+    SLAB_BYTES, Status,
 };
 use kvd_proto::wire::slab::{
     CommitEntries, CommitEntry, GRANTED_BYTES, Granted, GrantedStatus, LANDED_BYTES, offer_bytes,
@@ -103,6 +104,10 @@ impl Core {
             if self.ask_catalog(client, &view, &hashes, request, now) {
                 return Ok(None);
             }
+        }
+        if request.flags & FLAG_PROBE != 0 {
+            let count = self.ladder.blocks_here(id, &hashes);
+            return Ok(Some(Completion { count, ..self.blank(request.token, Status::Ok) }));
         }
         let want_lease = request.flags & FLAG_LEASE != 0;
         let found = self.ladder.match_prefix(client.slot, id, &hashes, want_lease, now);

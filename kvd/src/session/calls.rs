@@ -88,6 +88,8 @@ pub(crate) struct ViewRequest {
     pub(crate) unit_bytes: u32,
     pub(crate) units: u32,
     pub(crate) unit_order: UnitOrder,
+    /// Some plane is whole in every shard of a layer.
+    pub(crate) replicated: bool,
     pub(crate) block_tokens: u32,
     /// Offers carry token ids.
     pub(crate) token_ids: bool,

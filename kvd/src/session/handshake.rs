@@ -3,7 +3,7 @@
 use kvd_proto::wire::session::{
     FEATURE_SHARDS, FEATURE_TOKEN_IDS, Hello, OpenView, RefusalCode, Role, VERSION, VERSION_MIN,
 };
-use kvd_proto::{Epoch, HASH_BYTES_MAX, InstanceId, Namespace, Shard, UnitOrder};
+use kvd_proto::{Epoch, HASH_BYTES_MAX, InstanceId, Namespace, Shard, Sharding, UnitOrder};
 use kvd_tiers::ClientSlot;
 
 use crate::session::{Refusal, ViewRequest};
@@ -100,6 +100,7 @@ pub(super) fn describe(view: &OpenView) -> Result<ViewRequest, Refusal> {
         payload_bytes,
         unit_bytes: units.unit_bytes,
         units: units.count,
+        replicated: spec.planes.iter().any(|plane| plane.sharding == Sharding::Replicated),
         unit_order: if orders.all(|order| order == first) { first } else { UnitOrder::Opaque },
         block_tokens: namespace.block_tokens,
         token_ids: view.token_ids,
@@ -116,7 +117,7 @@ pub(super) fn rate(tokens_per_second: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvd_proto::{GroupKind, GroupSpec, Plane, Sharding};
+    use kvd_proto::{GroupKind, GroupSpec, Plane};
 
     fn hello(min: u32, max: u32) -> Hello {
         Hello { version_min: min, version_max: max, instance: vec![1; 16], ..Hello::default() }

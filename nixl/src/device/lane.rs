@@ -1,6 +1,7 @@
 //! Chunks of records on their way, several at a time.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,8 @@ const ASK_EVERY: Duration = STUCK.checked_div(100).expect("a hundred is not zero
 
 /// Of records that are smaller than the lane's own a chunk takes so many times as many.
 const SMALLER: usize = 16;
-/// Parts that a lane keeps: the layers of some shards.
-const PARTS_KEPT_MAX: usize = 512;
+/// Pieces that the table of a chunk has room for, beyond those of the lane's own records.
+const PIECES_MAX: usize = 4096;
 
 /// Why a lane cannot move parts of other records.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,6 +107,7 @@ pub(crate) struct Room {
     pub(crate) staging_bytes: usize,
     pub(crate) records: usize,
     pub(crate) sums: usize,
+    pub(crate) pieces: usize,
 }
 
 impl Room {
@@ -113,7 +115,8 @@ impl Room {
     pub(crate) fn of(layout: &RecordLayout, chunk_bytes: usize) -> Self {
         let records = (chunk_bytes / layout.staging_stride()).max(1);
         let staging_bytes = records * layout.staging_stride();
-        Self { staging_bytes, records: records * SMALLER, sums: records * layout.units() }
+        let pieces = layout.pieces().len().max(layout.units().min(PIECES_MAX));
+        Self { staging_bytes, records: records * SMALLER, sums: records * layout.units(), pieces }
     }
 
     fn records_of(&self, layout: &RecordLayout) -> usize {
@@ -125,17 +128,17 @@ impl Room {
 #[derive(Debug)]
 pub(crate) struct Course {
     pub(crate) layout: RecordLayout,
-    /// What the device must know of the layout.
-    pub(crate) table: Option<DeviceMemory>,
+    /// What the device must know of the layout. It goes there with the first chunk of this course.
+    pub(crate) table: Vec<u8>,
+    /// Tells it from others of its lane.
+    pub(crate) number: u64,
     records_max: usize,
-    /// What it was made of: nothing for the lane's own records.
-    stretches: Vec<Stretch>,
 }
 
 /// What moves a lane's chunks.
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
-    /// Puts what the device must know of a layout into its memory.
-    fn table(&self, layout: &RecordLayout) -> Result<Option<DeviceMemory>, DeviceError>;
+    /// What the device must know of a layout. Asks nothing of the driver.
+    fn table(&self, layout: &RecordLayout) -> Result<Vec<u8>, DeviceError>;
     /// Begins to move records of a course through a chunk that is done, or was never begun.
     fn begin(&self, chunk: usize, course: &Course, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError>;
     /// After `begin` failed, and while nothing else is begun: waits until nothing of it moves any more. An error where that cannot
@@ -163,8 +166,8 @@ struct Shared {
     room: Room,
     /// Guards who has which chunk. Held for moments.
     state: Mutex<State>,
-    /// Guards the courses of parts that were asked for, [`PARTS_KEPT_MAX`] at most. Held while one is made.
-    parts: Mutex<Vec<Arc<Course>>>,
+    /// Of the next course.
+    number: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -187,13 +190,14 @@ struct Flying {
 }
 
 impl Shared {
-    fn course(&self, layout: RecordLayout, stretches: Vec<Stretch>) -> Result<Course, DeviceError> {
+    fn course(&self, layout: RecordLayout) -> Result<Arc<Course>, DeviceError> {
         let records_max = self.room.records_of(&layout);
-        if records_max == 0 {
+        if records_max == 0 || layout.pieces().len() > self.room.pieces {
             return Err(DeviceError::Memory);
         }
         let table = self.backend.table(&layout)?;
-        Ok(Course { layout, table, records_max, stretches })
+        // Relaxed: a number is handed out, nothing with it.
+        Ok(Arc::new(Course { layout, table, number: self.number.fetch_add(1, Ordering::Relaxed), records_max }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -240,28 +244,16 @@ impl Lane {
         room: Room,
     ) -> Result<Self, DeviceError> {
         let state = State { chunks: vec![None; chunks], ended: Vec::new(), flights: 0, failure: None };
-        let shared = Shared { device, backend, room, state: Mutex::new(state), parts: Mutex::default() };
-        let course = Arc::new(shared.course(layout, Vec::new())?);
+        // 0: none.
+        let shared = Shared { device, backend, room, state: Mutex::new(state), number: AtomicU64::new(1) };
+        let course = shared.course(layout)?;
         Ok(Self { shared: Arc::new(shared), course })
     }
 
     /// A lane for other records, of `record_bytes` each, of which these stretches lie in the memory of this one's. Both share chunks
-    /// and fail together.
+    /// and fail together; nothing is asked of the device.
     pub fn part(&self, record_bytes: usize, stretches: &[Stretch]) -> Result<Self, PartError> {
-        let mut parts = self.shared.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let same =
-            |course: &&Arc<Course>| course.layout.record_bytes() == record_bytes && course.stretches == stretches;
-        let course = match parts.iter().find(same) {
-            Some(known) => known.clone(),
-            None => {
-                let layout = self.course.layout.part(record_bytes, stretches)?;
-                let course = Arc::new(self.shared.course(layout, stretches.to_vec())?);
-                if parts.len() < PARTS_KEPT_MAX {
-                    parts.push(course.clone());
-                }
-                course
-            }
-        };
+        let course = self.shared.course(self.course.layout.part(record_bytes, stretches)?)?;
         Ok(Self { shared: self.shared.clone(), course })
     }
 

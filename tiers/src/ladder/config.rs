@@ -108,7 +108,7 @@ impl LadderConfig {
             devices,
             object: None,
             instances_max: 128,
-            views_max: 4096,
+            views_max: 16 * 1024,
             lanes_max: 4096,
             classes_max: 256,
             leases_max: 16_384,

@@ -18,7 +18,7 @@ mod rank;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  kvd bench ranks                              GPU 0: up to eight processes on it; needs 9 GiB of shared memory
+  kvd bench ranks                              GPU 0: up to eight processes on it; needs 6 GiB of shared memory
   kvd bench ranks --gpus 0,1 --json            ranks by turns on two GPUs
   kvd bench ranks --twin --mib 64 --rounds 1   on CPUs: shows that it works, and measures nothing";
 
@@ -94,7 +94,7 @@ pub(super) fn run(args: &RanksArgs, output: Output) -> Outcome {
         return rank::serve(socket, rank, of, gpu, args.mib << 20);
     }
     let bytes = args.mib << 20;
-    // All that is written stays, and a sixteenth more for what does not fill a segment, and metadata.
+    // All that is written stays; more for metadata and what does not fill a segment.
     let written = bytes * args.sizes.len() as u64;
     let dram_bytes = (written + written / 4).next_multiple_of(PIECE_BYTES) + 16 * PIECE_BYTES;
     let set = vec![format!("lease.bytes_max={dram_bytes}")];

@@ -10,13 +10,15 @@ use kvd_nixl::sys::{Bell, Consumer, Mapping, Memory, MemoryExtent, Producer, rec
 use kvd_nixl::{ChecksumAlgorithm, unit_seed};
 use kvd_proto::wire::ring::{Completion, FLAG_LEASE, FLAG_PARENT, FLAG_TOKENS, Op, Request, Status};
 use kvd_proto::wire::session::{
-    Body, GetSegment, Goodbye, Hello, OpenView, RingGeometry, ViewOpened, Welcome, decode_frame, encode_frame,
+    Body, GetSegment, Goodbye, Hello, ListShards, OpenView, RefusalCode, RingGeometry, ViewOpened, Welcome,
+    decode_frame, encode_frame,
 };
 use kvd_proto::wire::slab::{
     GRANTED_BYTES, Granted, GrantedStatus, LANDED_BYTES, Landed, LandedStatus, put_commit, put_hash,
 };
 use kvd_proto::{
-    BlockHash, GroupKind, GroupSpec, MissReason, Namespace, Plane, Shard, Sharding, TenantKey, Tier, UnitOrder,
+    BlockHash, GroupKind, GroupSpec, Interleave, MissReason, Namespace, Plane, Shard, Sharding, TenantKey, Tier,
+    UnitOrder,
 };
 use kvd_tiers::ladder::SlotTable as _;
 use kvd_tiers::{SegmentId, SlotId};
@@ -404,6 +406,40 @@ fn engines_that_held_nothing_when_a_daemon_died_take_up_no_slots() {
         let process = kvd_tiers::dram::ClientProcess { pid: 0, start_time: 0, instance: InstanceId::new([8; 16]) };
         arena.join(ClientSlot::new(1).unwrap(), &process);
     }
+}
+
+#[test]
+fn shards_that_have_nothing_of_a_view_are_not_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = serve(&options(folder.path())).unwrap();
+    let mut engine = Engine::connect(running.socket(), None);
+    engine.store(&[hash(1)]);
+    // The engine's own view, in which there is a block, has 2 layers and 4 heads.
+    let mut told = |model: &str, layers, heads, interleave| {
+        let namespace = Namespace { model: model.into(), ..namespace() };
+        let shard = Shard::new(layers, heads, interleave).unwrap();
+        let open = OpenView {
+            namespace: namespace.encode().unwrap(),
+            shard: Some((&shard).into()),
+            hash_bytes: 32,
+            token_ids: true,
+            ..OpenView::default()
+        };
+        let (Body::ViewOpened(view), _) = say(&mut engine.socket, Body::OpenView(open)) else { panic!("no view") };
+        let (Body::Shards(told), _) = say(&mut engine.socket, Body::ListShards(ListShards { view: view.view })) else {
+            panic!("not told")
+        };
+        assert_eq!(told.view, view.view);
+        told.shards.iter().map(|range| Shard::try_from(range).unwrap()).collect::<Vec<_>>()
+    };
+    let (own, whole) = (namespace().model, Interleave::WHOLE);
+    assert_eq!(told(&own, 0..2, 0..2, whole), [Shard::whole(2, 4).unwrap()]);
+    assert_eq!(told(&own, 1..2, 3..4, whole), [Shard::whole(2, 4).unwrap()]);
+    assert_eq!(told(&own, 0..2, 0..4, whole), [], "its own");
+    assert_eq!(told(&own, 0..2, 0..4, Interleave::new(0, 2).unwrap()), [], "other tokens");
+    assert_eq!(told("another", 0..2, 0..2, whole), [], "another namespace");
+    let (answer, _) = say(&mut engine.socket, Body::ListShards(ListShards { view: 99 }));
+    assert!(matches!(&answer, Body::Error(error) if error.code() == RefusalCode::NotFound), "{answer:?}");
 }
 
 #[test]

@@ -37,16 +37,16 @@ impl Gpu {
     }
 }
 
-/// Stretches of a record and where they lie in staging memory.
+/// Stretches of a record at equal distances, and where they lie in staging memory.
 #[derive(Clone, Copy)]
-pub(super) struct Plane<'a> {
+pub(super) struct Stretches<'a> {
     /// Where what moves of the record begins.
     pub(super) staged: CUdeviceptr,
     pub(super) host: &'a MemoryExtent,
     pub(super) rows: Rows,
 }
 
-impl Plane<'_> {
+impl Stretches<'_> {
     fn on_device(&self) -> CUdeviceptr {
         self.staged + self.rows.in_staging as CUdeviceptr
     }
@@ -60,39 +60,70 @@ impl Plane<'_> {
 pub(super) fn enqueue<'a>(
     gpu: &Gpu,
     way: Way,
-    planes: impl Iterator<Item = Plane<'a>> + Clone,
+    all: impl Iterator<Item = Stretches<'a>> + Clone,
     stream: &Stream,
 ) -> Result<(), DeviceError> {
-    if planes.clone().any(|plane| plane.rows.count > 1) {
-        return planes.into_iter().try_for_each(|plane| rows(way, &plane, stream));
+    if all.clone().any(|stretches| stretches.rows.count > 1) {
+        return all.into_iter().try_for_each(|stretches| rows(way, &stretches, stream));
     }
-    let copies = planes.map(|plane| (plane.on_device(), plane.on_host(), plane.rows.bytes));
+    let copies = all.map(|one| (one.on_device(), one.on_host(), one.rows.bytes));
     if gpu.version() >= BATCHES_SINCE { batch(way, copies, stream) } else { one_by_one(way, copies, stream) }
 }
 
 /// One copy of rows that lie at equal distances in the record: the copy engine walks over them by itself.
-fn rows(way: Way, plane: &Plane<'_>, stream: &Stream) -> Result<(), DeviceError> {
-    let Rows { bytes, pitch, count, .. } = plane.rows;
-    // SAFETY: a plain structure of numbers and pointers, of which zeros are valid.
-    let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-    (copy.WidthInBytes, copy.Height) = (bytes, count);
-    match way {
-        Way::ToHost => {
-            copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-            (copy.srcDevice, copy.srcPitch) = (plane.on_device(), bytes);
-            copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
-            (copy.dstHost, copy.dstPitch) = (plane.on_host().cast(), pitch);
-        }
-        Way::ToDevice => {
-            copy.srcMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_HOST;
-            (copy.srcHost, copy.srcPitch) = (plane.on_host().cast_const().cast(), pitch);
-            copy.dstMemoryType = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
-            (copy.dstDevice, copy.dstPitch) = (plane.on_device(), bytes);
-        }
-    }
+fn rows(way: Way, stretches: &Stretches<'_>, stream: &Stream) -> Result<(), DeviceError> {
+    let copy = describe(way, stretches);
     // SAFETY: all rows lie inside the record and inside its place in the staging memory, as its layout was checked to, and whoever
     // calls holds both until the copy has ended.
     check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.handle()) })
+}
+
+/// As the driver wants it: rows of the record and, one after the other, of staging memory.
+fn describe(way: Way, stretches: &Stretches<'_>) -> sys::CUDA_MEMCPY2D {
+    let Rows { bytes, pitch, count, .. } = stretches.rows;
+    let (host, device) = (stretches.on_host().cast(), stretches.on_device());
+    let nothing = sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        srcHost: std::ptr::null(),
+        srcDevice: 0,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: 0,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: 0,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: 0,
+        WidthInBytes: bytes,
+        Height: count,
+    };
+    let on_device = sys::CUmemorytype::CU_MEMORYTYPE_DEVICE;
+    match way {
+        Way::ToHost => sys::CUDA_MEMCPY2D {
+            srcMemoryType: on_device,
+            srcDevice: device,
+            srcPitch: bytes,
+            dstHost: host,
+            dstPitch: pitch,
+            ..nothing
+        },
+        Way::ToDevice => sys::CUDA_MEMCPY2D {
+            srcHost: host.cast_const(),
+            srcPitch: pitch,
+            dstMemoryType: on_device,
+            dstDevice: device,
+            dstPitch: bytes,
+            ..nothing
+        },
+    }
+}
+
+/// Enqueues one copy of memory that the driver has allocated, held by the caller until it has ended. With the context current.
+pub(super) fn upload(to: CUdeviceptr, from: *mut u8, bytes: usize, stream: &Stream) -> Result<(), DeviceError> {
+    one_by_one(Way::ToDevice, std::iter::once((to, from, bytes)), stream)
 }
 
 fn one_by_one(
@@ -149,4 +180,33 @@ fn batch(
         )
     };
     check("cuMemcpyBatchAsync", enqueued)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::sys::{Memory, Region};
+
+    #[test]
+    fn rows_lie_apart_in_the_record_and_together_on_the_device() {
+        let region: Arc<dyn Memory> = Arc::new(Region::new(4096).unwrap());
+        let record = MemoryExtent::whole(region);
+        let rows = Rows { in_record: 256, in_staging: 128, bytes: 64, pitch: 512, count: 3 };
+        let stretches = Stretches { staged: 0x10000, host: &record, rows };
+        let at = record.as_ptr().wrapping_add(256).cast();
+        let (host, device) = (sys::CUmemorytype::CU_MEMORYTYPE_HOST, sys::CUmemorytype::CU_MEMORYTYPE_DEVICE);
+        let out = describe(Way::ToHost, &stretches);
+        assert_eq!((out.WidthInBytes, out.Height), (64, 3));
+        assert_eq!((out.srcMemoryType, out.srcDevice, out.srcPitch), (device, 0x10080, 64));
+        assert_eq!((out.dstMemoryType, out.dstHost, out.dstPitch), (host, at, 512));
+        let back = describe(Way::ToDevice, &stretches);
+        assert_eq!((back.WidthInBytes, back.Height), (64, 3));
+        assert_eq!((back.srcMemoryType, back.srcHost, back.srcPitch), (host, at.cast_const(), 512));
+        assert_eq!((back.dstMemoryType, back.dstDevice, back.dstPitch), (device, 0x10080, 64));
+        for copy in [out, back] {
+            assert_eq!((copy.srcXInBytes, copy.srcY, copy.dstXInBytes, copy.dstY), (0, 0, 0, 0));
+        }
+    }
 }

@@ -51,6 +51,7 @@ pub(super) struct Job {
 const _: () = assert!(size_of::<Piece>() == 72 && size_of::<Record>() == 24 && size_of::<Job>() == 48);
 
 pub(super) const RECORD_BYTES: usize = size_of::<Record>();
+pub(super) const PIECE_BYTES: usize = size_of::<Piece>();
 
 impl Record {
     pub(super) fn to_bytes(self) -> [u8; RECORD_BYTES] {

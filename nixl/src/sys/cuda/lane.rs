@@ -4,14 +4,14 @@
 //! are on the bus, and where an engine's kernels leave room for a moment only, those of all chunks that wait run in it.
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 
-use super::copies::{self, Plane};
+use super::copies::{self, Stretches};
 use super::driver::{Gpu, check};
-use super::job::{Job, Piece, RECORD_BYTES, Record};
+use super::job::{Job, PIECE_BYTES, Piece, RECORD_BYTES, Record};
 use super::memory::{CudaExtent, HostMemory};
 use super::stream::{Event, Priority, Stream};
 use crate::device::{
@@ -40,9 +40,14 @@ struct Chunk {
     kernels: Stream,
     staging: CudaExtent,
     /// How often it has ended, as the device writes it; then a row for each record, and behind them their checksums. We look at
-    /// that number and ask no function of the driver: its locks are the engine's too.
+    /// that number and ask no function of the driver: its locks are the engine's too. Last a table of pieces.
     table: HostMemory,
     sums_at: usize,
+    /// The table of pieces on the device, and where it is uploaded from.
+    pieces: CudaExtent,
+    pieces_at: usize,
+    /// Whose it is: that of a flight before, mostly.
+    course: AtomicU64,
     half: Event,
     begun: AtomicU32,
 }
@@ -56,11 +61,15 @@ impl Gpu {
         let priority = if options.urgent { Priority::Highest } else { Priority::Usual };
         let chunk = || {
             let sums_at = (ROWS_AT + room.records * RECORD_BYTES).next_multiple_of(64);
+            let pieces_at = sums_at + (room.sums * 8).next_multiple_of(64);
             Ok(Chunk {
                 kernels: Stream::new(self, priority)?,
                 staging: self.allocate(room.staging_bytes)?,
-                table: self.host(sums_at + room.sums * 8)?,
+                table: self.host(pieces_at + room.pieces * PIECE_BYTES)?,
                 sums_at,
+                pieces: self.allocate(room.pieces * PIECE_BYTES)?,
+                pieces_at,
+                course: AtomicU64::new(0),
                 half: Event::new(self)?,
                 begun: AtomicU32::new(0),
             })
@@ -119,11 +128,8 @@ impl CudaLane {
     fn launch(&self, chunk: &Chunk, course: &Course, way: Way, records: usize) -> Result<(), DeviceError> {
         let small = |value: usize| u32::try_from(value).map_err(|_| DeviceError::Memory);
         let layout = &course.layout;
-        let Some(Place::Cuda(pieces)) = course.table.as_ref().map(DeviceMemory::place) else {
-            return Err(DeviceError::Memory);
-        };
         let mut job = Job {
-            pieces: pieces.address(),
+            pieces: chunk.pieces.address(),
             records: chunk.table.address(ROWS_AT)?,
             sums: chunk.table.address(chunk.sums_at)?,
             piece_count: small(layout.pieces().len())?,
@@ -136,8 +142,8 @@ impl CudaLane {
         let kernel = self.gpu.kernel(way);
         let mut arguments: [*mut c_void; 1] = [(&raw mut job).cast()];
         let (stream, grid) = (chunk.kernels.handle(), self.multiprocessors);
-        // SAFETY: the kernel takes one job, which the driver copies during the call. What the job names is held by the lane, its
-        // course and the flight until the chunk has ended: blocks below `layout.blocks()`, records inside the staging memory, sums in the table.
+        // SAFETY: the kernel takes one job, which the driver copies during the call. What the job names is held by the lane and by
+        // the flight until the chunk has ended: blocks below `layout.blocks()`, records inside the staging memory, sums in the table.
         let launched = unsafe {
             sys::cuLaunchKernel(
                 kernel,
@@ -158,11 +164,11 @@ impl CudaLane {
 
     fn copy(&self, chunk: &Chunk, layout: &RecordLayout, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
         // All lies inside the staging memory and inside the host memory, and both are held until the chunk has ended.
-        let planes = moves.iter().enumerate().flat_map(|(at, one)| {
+        let all = moves.iter().enumerate().flat_map(|(at, one)| {
             let staged = flat(chunk, layout, at);
-            layout.rows().iter().map(move |rows| Plane { staged, host: &one.host, rows: *rows })
+            layout.rows().iter().map(move |rows| Stretches { staged, host: &one.host, rows: *rows })
         });
-        copies::enqueue(&self.gpu, way, planes, self.copies(way))
+        copies::enqueue(&self.gpu, way, all, self.copies(way))
     }
 
     /// Lets the device say that the chunk has ended, behind what is in the stream.
@@ -179,6 +185,12 @@ impl CudaLane {
         begun: u32,
     ) -> Result<(), DeviceError> {
         let (kernels, copies) = (&chunk.kernels, self.copies(way));
+        // Relaxed, as below: a chunk belongs to one flight at a time.
+        if chunk.course.swap(course.number, Ordering::Relaxed) != course.number {
+            chunk.table.write(chunk.pieces_at, &course.table).map_err(|_| DeviceError::Memory)?;
+            let from = chunk.table.pointer(chunk.pieces_at, course.table.len())?;
+            copies::upload(chunk.pieces.address(), from, course.table.len(), kernels)?;
+        }
         match way {
             Way::ToHost => {
                 self.launch(chunk, course, way, moves.len())?;
@@ -207,11 +219,8 @@ impl CudaLane {
 }
 
 impl Backend for CudaLane {
-    fn table(&self, layout: &RecordLayout) -> Result<Option<DeviceMemory>, DeviceError> {
-        let rows = describe(&self.gpu, layout)?;
-        let table = self.gpu.allocate(rows.len())?;
-        table.write(0, &rows)?;
-        Ok(Some(DeviceMemory::cuda(table)))
+    fn table(&self, layout: &RecordLayout) -> Result<Vec<u8>, DeviceError> {
+        describe(&self.gpu, layout)
     }
 
     fn begin(&self, chunk: usize, course: &Course, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {

@@ -192,9 +192,14 @@ impl Memory for HostMemory {
 }
 
 impl HostMemory {
+    /// The first of so many bytes.
+    pub(super) fn pointer(&self, offset: usize, len: usize) -> Result<*mut u8, DeviceError> {
+        locate(self, offset, len).map(NonNull::as_ptr).map_err(|_| DeviceError::Memory)
+    }
+
     /// Where kernels find it: with unified addresses, which every GPU of 64-bit Linux has, where we find it.
     pub(super) fn address(&self, offset: usize) -> Result<u64, DeviceError> {
-        locate(self, offset, 0).map(|at| at.as_ptr().addr() as u64).map_err(|_| DeviceError::Memory)
+        self.pointer(offset, 0).map(|at| at.addr() as u64)
     }
 }
 

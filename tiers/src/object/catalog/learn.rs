@@ -10,6 +10,7 @@ use super::super::names::{IndexName, NodeName, PackName};
 use super::CatalogError;
 use super::open::Catalog;
 use super::rows::{self, EntryRow, PackRow};
+use super::shards::shards_of;
 
 /// Packs that are forgotten with one write when a listing shows that they are gone.
 const FORGET_AT_ONCE: usize = 1024;
@@ -66,7 +67,10 @@ impl Catalog {
         for entry in &index.entries {
             batch.put(rows::entry_key(&entry.key, &entry.shard), EntryRow::new(number, entry).encode());
         }
-        Self::put_shards(&mut batch, number, index);
+        let shards = shards_of(index);
+        for shard in &shards {
+            batch.put(rows::shard_key(shard), number.to_le_bytes());
+        }
         batch.put(rows::pack_key(number), PackRow::new(&name, index).encode());
         batch.put(rows::name_key(name.pack), number.to_le_bytes());
         batch.put(rows::object_key(&name), number.to_le_bytes());
@@ -75,7 +79,7 @@ impl Catalog {
             self.live_mut().take(number);
             return Err(error);
         }
-        self.note_shards(number, index);
+        self.note_shards(shards, number);
         Ok(Added::New)
     }
 

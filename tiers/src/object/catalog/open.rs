@@ -79,7 +79,9 @@ impl Catalog {
             Err(Refusal::Anew(why)) => (anew(folder, &options)?, Some(why)),
             Err(Refusal::Stop(error)) => return Err(error),
         };
-        let shards = Shards::known(&database.db);
+        let live = database.live.read().unwrap_or_else(PoisonError::into_inner);
+        let shards = Shards::known(&database.db, &live);
+        drop(live);
         let catalog = Self {
             db: database.db,
             cache: database.cache,

@@ -10,7 +10,7 @@ use crate::record::SECTOR_BYTES;
 use crate::record::bytes::{array, put, u32_at, u64_at};
 
 /// Value of the format row: a magic, and the version of all rows.
-pub(super) const FORMAT: [u8; 8] = *b"KVDCAT\x01\0";
+pub(super) const FORMAT: [u8; 8] = *b"KVDCAT\x02\0";
 /// Key of the format row.
 pub(super) const FORMAT_KEY: [u8; 1] = [0];
 /// Key of the row with the next pack number.

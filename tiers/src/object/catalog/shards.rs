@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use kvd_proto::{SHARD_BYTES, Shard};
-use rocksdb::{DB, WriteBatch};
+use rocksdb::DB;
 
 use super::super::index::PackIndex;
 use super::super::names::Realm;
@@ -23,21 +23,23 @@ pub(super) type ShardName = (Realm, u16, [u8; SHARD_BYTES]);
 pub(super) struct Shards(BTreeMap<ShardName, u32>);
 
 impl Shards {
-    /// Those that the database knows, as far as they can be read.
-    pub(super) fn known(db: &DB) -> Self {
+    /// Those that the database knows of packs that are there, as far as they can be read.
+    pub(super) fn known(db: &DB, live: &Live) -> Self {
         let rows = scan(db, rows::SHARDS).map_while(Result::ok);
         let rows = rows.filter_map(|(key, value)| Some((rows::shard_of_key(&key)?, rows::number(&value)?)));
-        Self(rows.take(ROWS_MAX).collect())
+        Self(rows.filter(|(_, number)| live.name(*number).is_some()).take(ROWS_MAX).collect())
     }
 
-    fn note(&mut self, name: ShardName, number: u32, live: &Live) {
-        if self.0.len() >= ROWS_MAX && !self.0.contains_key(&name) {
+    /// A pack with these shards was learned.
+    fn note(&mut self, names: BTreeSet<ShardName>, number: u32, live: &Live) {
+        if self.0.len() + names.len() > ROWS_MAX {
             self.0.retain(|_, number| live.name(*number).is_some());
-            if self.0.len() >= ROWS_MAX {
-                return;
+        }
+        for name in names {
+            if self.0.len() < ROWS_MAX || self.0.contains_key(&name) {
+                self.0.insert(name, number);
             }
         }
-        self.0.insert(name, number);
     }
 }
 
@@ -52,23 +54,13 @@ impl Catalog {
         there.filter_map(|((.., shard), _)| Shard::from_bytes(shard).ok()).collect()
     }
 
-    /// Adds the rows of a pack's shards to the batch that it is learned with.
-    pub(super) fn put_shards(batch: &mut WriteBatch, number: u32, index: &PackIndex) {
-        for name in shards_of(index) {
-            batch.put(rows::shard_key(&name), number.to_le_bytes());
-        }
-    }
-
-    /// The pack was learned.
-    pub(super) fn note_shards(&self, number: u32, index: &PackIndex) {
+    /// The pack with these shards was learned.
+    pub(super) fn note_shards(&self, names: BTreeSet<ShardName>, number: u32) {
         let mut shards = self.shards.write().unwrap_or_else(PoisonError::into_inner);
-        let live = self.live();
-        for name in shards_of(index) {
-            shards.note(name, number, &live);
-        }
+        shards.note(names, number, &self.live());
     }
 }
 
-fn shards_of(index: &PackIndex) -> BTreeSet<ShardName> {
+pub(super) fn shards_of(index: &PackIndex) -> BTreeSet<ShardName> {
     index.entries.iter().map(|entry| (index.realm, entry.group, entry.shard.to_bytes())).collect()
 }

@@ -250,9 +250,9 @@ fn rows_that_disagree_or_are_of_another_version_are_not_used() {
     type Spoil = fn(&Catalog);
     let mut newer = rows::FORMAT;
     newer[6] += 1;
-    assert_eq!(newer, *b"KVDCAT\x02\0");
+    assert_eq!(newer, *b"KVDCAT\x03\0");
     let spoils: [(&str, Spoil); 6] = [
-        ("another version of kvd made it", |catalog| catalog.db.put(rows::FORMAT_KEY, b"KVDCAT\x02\0").unwrap()),
+        ("another version of kvd made it", |catalog| catalog.db.put(rows::FORMAT_KEY, b"KVDCAT\x03\0").unwrap()),
         ("another version of kvd made it", |catalog| catalog.db.delete(rows::FORMAT_KEY).unwrap()),
         ("it could not be read", |catalog| catalog.db.delete(rows::NEXT_KEY).unwrap()),
         ("it could not be read", |catalog| catalog.db.put(rows::NEXT_KEY, 1u32.to_le_bytes()).unwrap()),

@@ -9,6 +9,7 @@
 mod blocks;
 mod deaths;
 mod engine;
+mod killed;
 mod lanes;
 mod layers;
 mod parts;

@@ -49,6 +49,9 @@ pub struct RanksArgs {
     /// Of the bench's daemon.
     #[arg(long, hide = true)]
     socket: Option<PathBuf>,
+    /// The engine whose rank it is; without it all ranks of a size are one.
+    #[arg(long, hide = true)]
+    instance: Option<u8>,
 }
 
 fn size(text: &str) -> Result<u16, String> {
@@ -91,7 +94,8 @@ struct Case {
 pub(super) fn run(args: &RanksArgs, output: Output) -> Outcome {
     if let (Some((rank, of)), Some(socket)) = (args.rank, &args.socket) {
         let gpu = (!args.twin).then(|| args.gpus[usize::from(rank) % args.gpus.len()]);
-        return rank::serve(socket, rank, of, gpu, args.mib << 20);
+        let instance = args.instance.unwrap_or(of as u8);
+        return rank::serve(socket, instance, (rank, of), gpu, args.mib << 20);
     }
     let bytes = args.mib << 20;
     // All that is written stays; more for metadata and what does not fill a segment.

@@ -39,8 +39,8 @@ struct Rank {
 }
 
 /// Does what it is told until its input ends.
-pub(super) fn serve(socket: &Path, rank: u16, of: u16, gpu: Option<u32>, bytes: u64) -> Outcome {
-    let mut made = Rank::new(socket, rank, of, gpu, bytes);
+pub(super) fn serve(socket: &Path, instance: u8, place: (u16, u16), gpu: Option<u32>, bytes: u64) -> Outcome {
+    let mut made = Rank::new(socket, instance, place, gpu, bytes);
     let mut output = std::io::stdout();
     for order in std::io::stdin().lines() {
         let order = order?;
@@ -60,15 +60,14 @@ pub(super) fn serve(socket: &Path, rank: u16, of: u16, gpu: Option<u32>, bytes: 
 }
 
 impl Rank {
-    fn new(socket: &Path, rank: u16, of: u16, gpu: Option<u32>, bytes: u64) -> Result<Self, Failure> {
+    fn new(socket: &Path, instance: u8, (rank, of): (u16, u16), gpu: Option<u32>, bytes: u64) -> Result<Self, Failure> {
         let device = match gpu {
             Some(gpu) => Device::cuda(gpu).map_err(failed)?,
             None => Device::twin(),
         };
         let heads = SHAPE.heads / of;
         let shard = Shard::new(0..SHAPE.layers, rank * heads..(rank + 1) * heads, Interleave::WHOLE).map_err(failed)?;
-        // All ranks of a size are one engine.
-        let (engine, view) = join_shard(socket, of as u8, SHAPE, shard.clone())?;
+        let (engine, view) = join_shard(socket, instance, SHAPE, shard.clone())?;
         let blocks = bytes as usize / SHAPE.block_bytes();
         let layer_bytes = blocks * usize::from(heads) * UNIT;
         let memory = device.allocate(usize::from(SHAPE.layers) * layer_bytes).map_err(failed)?;
@@ -89,33 +88,36 @@ impl Rank {
         Ok(Self { _engine: engine, view, layout, memory, shard, blocks })
     }
 
+    /// `fill CONTENT`, `store CHAINS`, `spoil`, `load CHAINS`, `check CONTENT`: numbers say which.
     fn obey(&mut self, order: &str) -> Result<u64, Failure> {
-        let wrote = |number: &str| number.parse::<u64>().map_err(failed);
-        match order.split_once(' ') {
-            None if order == "fill" => self.fill().map(|()| 0),
-            None if order == "spoil" => self.spoil().map(|()| 0),
-            None if order == "check" => self.check(),
-            Some(("store", size)) => self.store(wrote(size)?).map(|()| 0),
-            Some(("load", size)) => self.load(wrote(size)?).map(|()| 0),
+        let (what, number) = order.split_once(' ').unwrap_or((order, "0"));
+        let number = number.parse::<u64>().map_err(failed)?;
+        match what {
+            "fill" => self.fill(number).map(|()| 0),
+            "spoil" => self.spoil().map(|()| 0),
+            "check" => self.check(number),
+            "store" => self.store(number).map(|()| 0),
+            "load" => self.load(number).map(|()| 0),
             _ => Err(failed(format!("an unknown order {order}"))),
         }
     }
 
-    /// Calls `visit` with each unit's number and its bytes in `all` of the memory.
-    fn each_unit(&self, all: &mut [u8], mut visit: impl FnMut(Words, &mut [u8])) {
+    /// Calls `visit` with each unit's content and its bytes in `all` of the memory.
+    fn each_unit(&self, content: u64, all: &mut [u8], mut visit: impl FnMut(Words, &mut [u8])) {
         let mut units = all.chunks_exact_mut(UNIT);
         for layer in self.shard.layers() {
             for block in 0..self.blocks as u64 {
                 for (head, unit) in self.shard.heads().zip(&mut units) {
-                    visit(Words::of(block << 32 | u64::from(layer) << 16 | u64::from(head)), unit);
+                    let place = block << 16 | u64::from(layer) << 8 | u64::from(head);
+                    visit(Words::of(content << 40 | place), unit);
                 }
             }
         }
     }
 
-    fn fill(&self) -> Result<(), Failure> {
+    fn fill(&self, content: u64) -> Result<(), Failure> {
         let mut all = vec![0; self.memory.len()];
-        self.each_unit(&mut all, |words, unit| words.fill(unit));
+        self.each_unit(content, &mut all, |words, unit| words.fill(unit));
         self.memory.write(0, &all).map_err(failed)
     }
 
@@ -123,27 +125,27 @@ impl Rank {
         self.memory.write(0, &vec![0xee; self.memory.len()]).map_err(failed)
     }
 
-    /// How many units are not what they were at first.
-    fn check(&self) -> Result<u64, Failure> {
+    /// How many units are not this content.
+    fn check(&self, content: u64) -> Result<u64, Failure> {
         let mut all = vec![0; self.memory.len()];
         self.memory.read(0, &mut all).map_err(failed)?;
         let mut wrong = 0;
-        self.each_unit(&mut all, |words, unit| wrong += u64::from(!words.are(unit)));
+        self.each_unit(content, &mut all, |words, unit| wrong += u64::from(!words.are(unit)));
         Ok(wrong)
     }
 
-    /// The chains that ranks of a size store, each with its blocks.
-    fn chains(&self, size: u64) -> Vec<(u64, Vec<usize>)> {
+    /// Chains of this number, each with its blocks.
+    fn chains(&self, number: u64) -> Vec<(u64, Vec<usize>)> {
         let all: Vec<usize> = (0..self.blocks).collect();
-        all.chunks(CHAIN_BLOCKS).enumerate().map(|(at, blocks)| (size << 32 | at as u64, blocks.to_vec())).collect()
+        all.chunks(CHAIN_BLOCKS).enumerate().map(|(at, blocks)| (number << 32 | at as u64, blocks.to_vec())).collect()
     }
 
     fn places(&self, blocks: &[usize]) -> Result<Vec<BlockMemory<'_>>, Failure> {
         blocks.iter().map(|block| self.layout.block(*block)).collect::<Result<_, _>>().map_err(failed)
     }
 
-    fn store(&self, size: u64) -> Result<(), Failure> {
-        at_once(REQUESTS, &self.chains(size), |(chain, blocks)| {
+    fn store(&self, number: u64) -> Result<(), Failure> {
+        at_once(REQUESTS, &self.chains(number), |(chain, blocks)| {
             let (hashes, sources) = (chain_hashes(*chain, blocks.len()), self.places(blocks)?);
             let store =
                 StoreRequest { parent: None, first_position: 0, hashes: &hashes, sources: &sources, tokens: &[] };
@@ -155,8 +157,8 @@ impl Rank {
         })
     }
 
-    fn load(&self, size: u64) -> Result<(), Failure> {
-        at_once(REQUESTS, &self.chains(size), |(chain, blocks)| {
+    fn load(&self, number: u64) -> Result<(), Failure> {
+        at_once(REQUESTS, &self.chains(number), |(chain, blocks)| {
             let found = self.view.match_prefix(&chain_hashes(*chain, blocks.len()));
             let loaded = self.view.load(&found, 0..blocks.len() as u32, &self.places(blocks)?);
             if loaded.blocks as usize == blocks.len() && loaded.corrupt == 0 {

@@ -13,6 +13,8 @@ use kvd_proto::wire::session;
 use kvd_proto::{Epoch, InstanceId};
 
 use crate::error::{ConnectError, ViewError};
+use crate::pinning::Pinning;
+use crate::segments::Kept;
 use crate::session::{CONTROL_WAIT, Greeting, Session, connect};
 use crate::view::{View, ViewSpec};
 
@@ -91,6 +93,10 @@ pub(crate) struct Shared {
     wake: Arc<EventFd>,
     /// Epochs joined so far.
     joined: AtomicU64,
+    /// Segments that sessions have mapped.
+    kept: Arc<Kept>,
+    /// How far the last round of pinning ahead has come.
+    pub(crate) pinning: Pinning,
 }
 
 impl Shared {
@@ -118,7 +124,7 @@ impl Shared {
         }
     }
 
-    fn stopping(&self) -> bool {
+    pub(crate) fn stopping(&self) -> bool {
         // Acquire pairs with the Release in Keeper::drop.
         self.stop.load(Ordering::Acquire)
     }
@@ -154,7 +160,7 @@ impl Engine {
     pub fn connect(options: EngineOptions) -> Result<Self, ConnectError> {
         let (shared, wake) = Self::shared(options)?;
         let deadline = Instant::now() + CONTROL_WAIT;
-        let session = connect(&shared.options.socket, &shared.greeting(), wake, deadline)?;
+        let session = connect(&shared.options.socket, &shared.greeting(), wake, &shared.kept, deadline)?;
         Self::keep(shared, Some(Arc::new(session)))
     }
 
@@ -175,6 +181,8 @@ impl Engine {
             stop: AtomicBool::new(false),
             wake: wake.clone(),
             joined: AtomicU64::new(0),
+            kept: Arc::default(),
+            pinning: Pinning::default(),
         };
         Ok((Arc::new(shared), wake))
     }

@@ -12,7 +12,7 @@ use kvd_proto::Epoch;
 use kvd_proto::wire::session::{Body, GetSegment, Goodbye};
 
 use crate::link::{CallError, Link};
-use crate::segments::{Segment, Segments};
+use crate::segments::{Kept, Segment, Segments};
 
 pub(crate) use control::{Control, ControlError, timespec};
 pub(crate) use handshake::{Greeting, connect};
@@ -42,6 +42,8 @@ pub(crate) struct Terms {
     pub(crate) load_deadline: Duration,
     /// It tells which shards it has.
     pub(crate) lists_shards: bool,
+    /// It tells which segments are the tenant's.
+    pub(crate) lists_segments: bool,
 }
 
 /// A joined session.
@@ -56,8 +58,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    fn new(terms: Terms, link: Link, control: Control) -> Self {
-        let (id, segments) = (SessionId::next(), Segments::default());
+    fn new(terms: Terms, link: Link, control: Control, kept: &Arc<Kept>) -> Self {
+        let (id, segments) = (SessionId::next(), Segments::new(kept.clone()));
         Self { id, terms, link, control, segments, copies: AtomicUsize::new(0) }
     }
 
@@ -90,6 +92,11 @@ impl Session {
             Ok(_) => Err(CallError::Timeout),
             Err(error) => Err(self.control_failed(error)),
         }
+    }
+
+    /// Unmaps and unpins segments whose files were replaced, which nobody may ask for again.
+    pub(crate) fn let_go_of_stale_segments(&self) {
+        self.segments.let_go_of_stale();
     }
 
     /// What a failed exchange on the socket means for calls.

@@ -69,6 +69,16 @@ pub enum DeviceError {
     },
 }
 
+impl DeviceError {
+    /// `CUDA_ERROR_OUT_OF_MEMORY`.
+    const NO_ROOM: u32 = 2;
+
+    /// The device's memory is full.
+    fn is_no_room(&self) -> bool {
+        matches!(self, Self::Driver { code: Self::NO_ROOM, .. })
+    }
+}
+
 /// A GPU, or its twin.
 #[derive(Debug, Clone)]
 pub struct Device(Kind);
@@ -147,9 +157,27 @@ impl Device {
         }
     }
 
-    /// A lane for records of one layout.
+    /// A lane for records of one layout. Where the device has no room for the staging memory that the options ask for, it gets
+    /// less: smaller chunks, of one record at least, then fewer, two at least.
     pub fn lane(&self, layout: RecordLayout, options: &LaneOptions) -> Result<Lane, DeviceError> {
-        let (chunks, room) = (options.chunks.max(2), Room::of(&layout, options.chunk_bytes));
+        let (mut chunks, mut chunk_bytes) = (options.chunks.max(2), options.chunk_bytes);
+        loop {
+            match self.lane_of(layout.clone(), chunks, chunk_bytes, options) {
+                Err(error) if error.is_no_room() && chunk_bytes > layout.record_bytes() => chunk_bytes /= 2,
+                Err(error) if error.is_no_room() && chunks > 2 => chunks = (chunks / 2).max(2),
+                made => return made,
+            }
+        }
+    }
+
+    fn lane_of(
+        &self,
+        layout: RecordLayout,
+        chunks: usize,
+        chunk_bytes: usize,
+        options: &LaneOptions,
+    ) -> Result<Lane, DeviceError> {
+        let room = Room::of(&layout, chunk_bytes);
         let backend: Box<dyn Backend> = match &self.0 {
             Kind::Twin => Box::new(twin::Twin::new(chunks, &room, options)?),
             Kind::Cuda(gpu) => Box::new(gpu.lane(chunks, &room, options)?),

@@ -8,8 +8,8 @@ use kvd_nixl::sys::ChecksumAlgorithm;
 use kvd_proto::record::{HEADER_BYTES, SEED};
 use kvd_proto::wire::ring::{Completion, ENTRY_BYTES, Op, Request, Status};
 use kvd_proto::wire::session::{
-    Body, GetSegment, Goodbye, Hello, ListShards, OpenView, Refused, RingGeometry, SetPrefillRate, ShardRange, Shards,
-    ViewOpened, Welcome, decode_frame, encode_frame,
+    Body, GetSegment, Goodbye, Hello, ListSegments, ListShards, OpenView, Refused, RingGeometry, Segments,
+    SetPrefillRate, ShardRange, Shards, ViewOpened, Welcome, decode_frame, encode_frame,
 };
 use kvd_proto::wire::slab::{
     CommitEntries, GRANTED_BYTES, Granted, GrantedStatus, LANDED_BYTES, Landed, hash_at, offer_bytes, put_commit,
@@ -350,6 +350,8 @@ fn frame_seeds() -> Vec<Vec<u8>> {
         Body::OpenView(view),
         Body::ListShards(ListShards { view: 1 }),
         Body::Shards(Shards { view: 1, shards: vec![range; 2] }),
+        Body::ListSegments(ListSegments {}),
+        Body::Segments(Segments { segments: vec![0, 7, 300] }),
         Body::ViewOpened(ViewOpened { view: 1, payload_bytes: 65536, ..ViewOpened::default() }),
         Body::GetSegment(GetSegment { segment: 7 }),
         Body::SetPrefillRate(SetPrefillRate { view: 1, tokens_per_second: 1e4 }),

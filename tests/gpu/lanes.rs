@@ -298,6 +298,35 @@ fn what_does_not_fit_is_refused_and_costs_nothing_and_flights_end_in_any_order()
 }
 
 #[test]
+fn a_device_that_is_nearly_full_gets_a_smaller_lane() {
+    let device = match Device::cuda(0) {
+        Ok(device) => device,
+        Err(error) => return kvd_tests::skip("a lane on a full GPU", &error.to_string()),
+    };
+    let case = Case { name: "full", pieces: vec![contiguous(2 << 20)], unit_bytes: 8 << 10, blocks: 4 };
+    let field = Field::new(&device, &case, &mut SmallRng::seed_from_u64(14));
+    // All but some 64 MiB, of which the lane that is asked for would take three times as much.
+    let room = device.allocate(64 << 20).unwrap();
+    let mut taken = Vec::new();
+    let mut bytes = 64 << 30;
+    while bytes >= 16 << 20 {
+        match device.allocate(bytes) {
+            Ok(memory) => taken.push(memory),
+            Err(_) => bytes /= 2,
+        }
+    }
+    drop(room);
+    let lane = device.lane(field.layout.clone(), &LaneOptions::default()).unwrap();
+    assert!(lane.chunks() >= 2 && lane.records_max() >= 1);
+    assert!(lane.chunks() * lane.records_max() < 48, "{} chunks of {}", lane.chunks(), lane.records_max());
+    let slot = host(2 << 20);
+    let one = RecordMove { host: slot.clone(), pinned: None, index: 1, seed: 7 };
+    let found = finish(vec![lane.begin(Way::ToHost, vec![one], soon()).unwrap().expect("a chunk")]);
+    assert_eq!(found, sums(&field.record(&case, 1), case.unit_bytes, 7));
+    assert!(content(&slot) == field.record(&case, 1));
+}
+
+#[test]
 fn layouts_that_a_device_cannot_move_are_refused() {
     use kvd_nixl::device::LayoutError;
     let device = Device::twin();

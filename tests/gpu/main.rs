@@ -13,6 +13,7 @@ mod killed;
 mod lanes;
 mod layers;
 mod parts;
+mod pinning;
 mod ranks;
 mod shards;
 

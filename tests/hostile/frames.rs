@@ -3,7 +3,9 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use kvd_proto::wire::session::{Body, GetSegment, ListShards, SetPrefillRate, decode_frame, encode_frame};
+use kvd_proto::wire::session::{
+    Body, GetSegment, ListSegments, ListShards, SetPrefillRate, decode_frame, encode_frame,
+};
 use rand::Rng as _;
 use rand::rngs::SmallRng;
 
@@ -64,10 +66,11 @@ fn greeting(path: &Path, random: &mut SmallRng) -> u64 {
 fn session(path: &Path, random: &mut SmallRng) -> u64 {
     let mut session = Session::open(path, NUMBER, None);
     for sent in 1..=64 {
-        let valid = match random.random_range(0..5) {
+        let valid = match random.random_range(0..6) {
             0 => Body::GetSegment(GetSegment { segment: random.random_range(0..8) }),
             1 => Body::SetPrefillRate(SetPrefillRate { view: 0, tokens_per_second: 1e4 }),
             2 => Body::ListShards(ListShards { view: random.random_range(0..2) }),
+            3 => Body::ListSegments(ListSegments {}),
             _ => Body::OpenView(open_view("hostile")),
         };
         let bytes = mutate::frame(&encode_frame(valid).expect("a frame"), random);

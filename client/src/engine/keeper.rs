@@ -60,7 +60,7 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
 fn join(shared: &Shared, replaces: Option<(Epoch, u32)>) -> Option<Arc<Session>> {
     let greeting = crate::session::Greeting { replaces, ..shared.greeting() };
     let deadline = Instant::now() + CONTROL_WAIT;
-    let session = connect(&shared.options.socket, &greeting, shared.wake.clone(), deadline).ok()?;
+    let session = connect(&shared.options.socket, &greeting, shared.wake.clone(), &shared.kept, deadline).ok()?;
     Some(Arc::new(session))
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvd_nixl::sys::{Bell, Consumer, Mapping, MemoryExtent, Producer, is_sealed, ring_bytes};
 use kvd_proto::wire::session::{
-    Body, FEATURE_SHARDS, FEATURE_TOKEN_IDS, Hello, RingGeometry, Role, VERSION, VERSION_MIN, Welcome,
+    Body, FEATURE_SEGMENTS, FEATURE_SHARDS, FEATURE_TOKEN_IDS, Hello, RingGeometry, Role, VERSION, VERSION_MIN, Welcome,
 };
 use kvd_proto::{Epoch, InstanceId};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_socket, socket_with};
@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use super::{Control, ControlError, Ended, Session, Terms};
 use crate::error::ConnectError;
 use crate::link::Link;
+use crate::segments::Kept;
 
 /// The most that a session's memory may take, and its slabs: bounds on what a wrong daemon can make us map.
 const MEMORY_BYTES_MAX: u64 = 64 << 20;
@@ -36,6 +37,7 @@ pub(crate) fn connect(
     path: &Path,
     greeting: &Greeting,
     ended: Ended,
+    kept: &Arc<Kept>,
     deadline: Instant,
 ) -> Result<Session, ConnectError> {
     let unreachable = |source: io::Error| ConnectError::Unreachable { path: path.to_path_buf(), source };
@@ -44,7 +46,7 @@ pub(crate) fn connect(
     let hello = Hello {
         version_min: VERSION_MIN,
         version_max: VERSION,
-        features: vec![FEATURE_TOKEN_IDS.into(), FEATURE_SHARDS.into()],
+        features: vec![FEATURE_TOKEN_IDS.into(), FEATURE_SHARDS.into(), FEATURE_SEGMENTS.into()],
         instance: greeting.instance.as_bytes().to_vec(),
         role: greeting.role.into(),
         client_name: greeting.client_name.clone(),
@@ -56,7 +58,7 @@ pub(crate) fn connect(
         ControlError::Broken => unreachable(io::ErrorKind::ConnectionReset.into()),
     })?;
     match answer {
-        (Body::Welcome(welcome), fds) => join(welcome, fds, control, ended),
+        (Body::Welcome(welcome), fds) => join(welcome, fds, control, ended, kept),
         (Body::Refused(refused), _) => {
             let code = refused.code();
             Err(ConnectError::Refused { code, message: refused.message, remedy: refused.remedy })
@@ -73,7 +75,13 @@ fn open_socket(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn join(welcome: Welcome, fds: Vec<OwnedFd>, control: Control, ended: Ended) -> Result<Session, ConnectError> {
+fn join(
+    welcome: Welcome,
+    fds: Vec<OwnedFd>,
+    control: Control,
+    ended: Ended,
+    kept: &Arc<Kept>,
+) -> Result<Session, ConnectError> {
     let [memory, bell] =
         <[OwnedFd; 2]>::try_from(fds).map_err(|_| ConnectError::Protocol("descriptors are missing"))?;
     let Some(geometry) = welcome.geometry else { return Err(ConnectError::Protocol("no geometry")) };
@@ -103,9 +111,10 @@ fn join(welcome: Welcome, fds: Vec<OwnedFd>, control: Control, ended: Ended) -> 
         match_deadline: Duration::from_micros(welcome.match_deadline_us.into()),
         load_deadline: Duration::from_micros(welcome.load_deadline_us.into()),
         lists_shards: welcome.features.iter().any(|feature| feature == FEATURE_SHARDS),
+        lists_segments: welcome.features.iter().any(|feature| feature == FEATURE_SEGMENTS),
     };
     let link = Link::new(terms.epoch, slabs, rings, Bell::from_fd(bell), ended);
-    Ok(Session::new(terms, link, control))
+    Ok(Session::new(terms, link, control, kept))
 }
 
 fn rings(memory: &Arc<Mapping>, geometry: &RingGeometry) -> Result<(Producer, Consumer), ConnectError> {

@@ -12,6 +12,7 @@ mod copying;
 mod cpu;
 mod engine;
 mod hbm;
+mod join;
 mod matching;
 mod node;
 mod nvme;
@@ -25,6 +26,7 @@ Examples:
   kvd bench match                              1 000-block prefixes among a million records
   kvd bench copy --json                        engine memory <-> DRAM, checksums on, against a raw copy
   kvd bench hbm                                a GPU's memory <-> DRAM, checksums on, against the bus
+  kvd bench join                               an engine's start beside an arena of 60 GiB, on a GPU
   kvd bench ranks                              what another tensor parallel size wrote, on a GPU
   kvd bench nvme --path /var/lib/kvd           reads and writes of records, against fio on the same file
   kvd bench object --url s3://bucket/prefix    packs and ranges, against a plain client of the same store
@@ -42,6 +44,9 @@ pub enum BenchCommand {
     /// How fast blocks go between a GPU's memory and the DRAM tier, checksums on.
     #[command(after_help = hbm::EXAMPLES)]
     Hbm(hbm::HbmArgs),
+    /// How soon an engine that starts beside a full arena moves its first block, and has all of it pinned.
+    #[command(after_help = join::EXAMPLES)]
+    Join(join::JoinArgs),
     /// How fast ranks of each tensor parallel size read what those of the others wrote, each rank a process.
     #[command(after_help = ranks::EXAMPLES)]
     Ranks(ranks::RanksArgs),
@@ -65,6 +70,7 @@ pub fn run(command: &BenchCommand, output: Output) -> Outcome {
         BenchCommand::Match(args) => matching::run(args, output),
         BenchCommand::Copy(args) => copying::run(args, output),
         BenchCommand::Hbm(args) => hbm::run(args, output),
+        BenchCommand::Join(args) => join::run(args, output),
         BenchCommand::Ranks(args) => ranks::run(args, output),
         BenchCommand::Nvme(args) => nvme::run(args, output),
         BenchCommand::Object(args) => object::run(args, output),

@@ -39,6 +39,9 @@ impl Core {
                 SessionCall::Shards(session, view, answer) => {
                     drop(answer.send(self.find(session).and_then(|at| self.other_shards(at, view))));
                 }
+                SessionCall::Segments(session, answer) => {
+                    drop(answer.send(self.find(session).map(|_| self.own_segments())));
+                }
                 SessionCall::Segment(session, segment, answer) => {
                     drop(answer.send(self.find(session).and_then(|_| self.segment(segment))));
                 }
@@ -207,6 +210,15 @@ impl Core {
             self.namespaces.forget_one(|digest| !held.contains(&namespace_prefix(digest)) && !open.contains(digest));
         }
         self.namespaces.note(view);
+    }
+
+    /// The tenant's segments.
+    fn own_segments(&self) -> Vec<u32> {
+        let arena = &self.ladder.table().arena;
+        let own = |segment: &u32| {
+            arena.assignment(SegmentId(*segment)).is_some_and(|(tenant, _)| tenant == self.settings.tenant)
+        };
+        (0..arena.segments()).filter(own).collect()
     }
 
     /// A descriptor of one of the tenant's own segments.

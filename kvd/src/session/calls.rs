@@ -116,6 +116,8 @@ pub(crate) enum SessionCall {
     OpenView(SessionId, Box<ViewRequest>, Answer<OpenedView>),
     /// It wants to know in which other shards blocks of a view's group are.
     Shards(SessionId, u32, Answer<Vec<Shard>>),
+    /// It wants to know which segments it may map.
+    Segments(SessionId, Answer<Vec<u32>>),
     /// It wants to map a segment.
     Segment(SessionId, u32, Answer<(OwnedFd, u64)>),
     /// It measured its speed.

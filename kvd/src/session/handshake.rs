@@ -1,7 +1,7 @@
 //! What a client says about itself, checked. No socket here, and no ladder.
 
 use kvd_proto::wire::session::{
-    FEATURE_SHARDS, FEATURE_TOKEN_IDS, Hello, OpenView, RefusalCode, Role, VERSION, VERSION_MIN,
+    FEATURE_SEGMENTS, FEATURE_SHARDS, FEATURE_TOKEN_IDS, Hello, OpenView, RefusalCode, Role, VERSION, VERSION_MIN,
 };
 use kvd_proto::{Epoch, HASH_BYTES_MAX, InstanceId, Namespace, Shard, Sharding, UnitOrder};
 use kvd_tiers::ClientSlot;
@@ -9,7 +9,7 @@ use kvd_tiers::ClientSlot;
 use crate::session::{Refusal, ViewRequest};
 
 /// What this daemon can do beyond version 1 as such.
-const FEATURES: [&str; 2] = [FEATURE_TOKEN_IDS, FEATURE_SHARDS];
+const FEATURES: [&str; 3] = [FEATURE_TOKEN_IDS, FEATURE_SHARDS, FEATURE_SEGMENTS];
 const FEATURES_MAX: usize = 64;
 const NAME_BYTES_MAX: usize = 64;
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, TryRecvError};
 use kvd_nixl::sys::{EventFd, Pidfd, Signal, StartTime, peer_credentials};
 use kvd_proto::wire::session::{
-    Body, Error, Goodbye, Hello, ListShards, RefusalCode, Refused, SegmentFd, SetPrefillRate, ShardRange, Shards,
-    ViewOpened, Welcome,
+    Body, Error, Goodbye, Hello, ListSegments, ListShards, RefusalCode, Refused, SegmentFd, Segments, SetPrefillRate,
+    ShardRange, Shards, ViewOpened, Welcome,
 };
 use kvd_proto::{Shard, Time};
 use rustix::event::{Timespec, epoll};
@@ -342,6 +342,10 @@ impl Reactor {
                 let found = self.core.ask(|answer| SessionCall::Shards(session, view, answer));
                 let ranges = |shards: Vec<Shard>| shards.iter().map(ShardRange::from).collect();
                 found.map(|shards| (Body::Shards(Shards { view, shards: ranges(shards) }), vec![]))
+            }
+            (Stage::Open(session), Body::ListSegments(ListSegments {})) => {
+                let found = self.core.ask(|answer| SessionCall::Segments(session, answer));
+                found.map(|segments| (Body::Segments(Segments { segments }), vec![]))
             }
             (Stage::Open(session), Body::GetSegment(wanted)) => {
                 let segment = wanted.segment;

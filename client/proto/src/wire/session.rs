@@ -13,14 +13,16 @@ mod generated {
 
 pub use generated::frame::Body;
 pub use generated::{
-    Error, Frame, GetSegment, Goodbye, Hello, ListShards, OpenView, RefusalCode, Refused, RingGeometry, Role,
-    SegmentFd, SetPrefillRate, ShardRange, Shards, ViewOpened, Welcome,
+    Error, Frame, GetSegment, Goodbye, Hello, ListSegments, ListShards, OpenView, RefusalCode, Refused, RingGeometry,
+    Role, SegmentFd, Segments, SetPrefillRate, ShardRange, Shards, ViewOpened, Welcome,
 };
 
 /// The feature of offers with token ids.
 pub const FEATURE_TOKEN_IDS: &str = "token_ids";
 /// The feature of [`ListShards`].
 pub const FEATURE_SHARDS: &str = "shards";
+/// The feature of [`ListSegments`].
+pub const FEATURE_SEGMENTS: &str = "segments";
 
 /// The newest version of the protocol that this crate speaks.
 pub const VERSION: u32 = 1;

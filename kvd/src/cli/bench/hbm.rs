@@ -16,7 +16,7 @@ use field::{ByLayers, Field, Fragments};
 
 mod bus;
 mod busy;
-mod field;
+pub(super) mod field;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -101,6 +101,10 @@ fn play_core(calls: &Receiver<SessionCall>, tell: &Sender<String>) {
                 let _ = answer.send(Err(refusal));
                 format!("segment {} {segment}", number(session))
             }
+            SessionCall::Segments(session, answer) => {
+                let _ = answer.send(Ok(vec![3, 5]));
+                format!("segments {}", number(session))
+            }
             SessionCall::OpenView(..) | SessionCall::SetPrefillRate(..) | SessionCall::Shards(..) => "view".into(),
             SessionCall::Left(session) => format!("left {}", number(session)),
             SessionCall::Detached(session) => format!("detached {}", number(session)),

@@ -23,7 +23,7 @@ const PEER_BLOCKS: usize = 64;
 
 /// Blocks of 2 MiB whose bytes lie side by side for so long.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Fragments {
+pub(in crate::cli::bench) enum Fragments {
     /// The bytes of one head of one layer.
     Unit(Shape),
     /// Those of one layer.
@@ -33,6 +33,10 @@ pub(super) enum Fragments {
 }
 
 impl Fragments {
+    /// All of a block of 2 MiB.
+    pub(in crate::cli::bench) const BLOCK_FIRST: Fragments =
+        Fragments::Block(Shape { layers: 32, heads: 8, unit_bytes: 8 << 10, block_tokens: 16 });
+
     pub(super) fn of(bytes: u64) -> Result<Fragments, Failure> {
         let shape =
             |layers, heads, unit_kib: u32| Shape { layers, heads, unit_bytes: unit_kib << 10, block_tokens: 16 };
@@ -42,7 +46,7 @@ impl Fragments {
             16 => Ok(Fragments::Unit(shape(32, 4, 16))),
             64 => Ok(Fragments::Layer(shape(32, 8, 8))),
             256 => Ok(Fragments::Layer(shape(8, 8, 32))),
-            2048 => Ok(Fragments::Block(shape(32, 8, 8))),
+            2048 => Ok(Fragments::BLOCK_FIRST),
             _ => {
                 let message = format!("--fragment-bytes {bytes}: none of 8KiB, 16KiB, 64KiB, 256KiB, 2MiB");
                 Err(Failure::new(Exit::Usage, message))
@@ -87,8 +91,8 @@ pub(super) struct ByLayers {
     pub(super) last_layer_ms: f64,
 }
 
-pub(super) struct Field {
-    _engine: Engine,
+pub(in crate::cli::bench) struct Field {
+    engine: Engine,
     view: View,
     layout: EngineLayout,
     memory: DeviceMemory,
@@ -100,7 +104,7 @@ pub(super) struct Field {
 }
 
 impl Field {
-    pub(super) fn new(
+    pub(in crate::cli::bench) fn new(
         socket: &Path,
         number: u8,
         device: &Device,
@@ -122,14 +126,25 @@ impl Field {
         let (namespace, shard) = (shape.namespace(), shape.shard()?);
         let layout = EngineLayout::on_device(device, &namespace.groups[0], &shard, shape.block_tokens, planes, options);
         let layout = layout.map_err(failed)?;
-        let field =
-            Field { _engine: engine, view, layout, memory, fragments, blocks, number, round: AtomicU32::new(0) };
+        let field = Field { engine, view, layout, memory, fragments, blocks, number, round: AtomicU32::new(0) };
         field.fill()?;
         Ok(field)
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.memory.len()
+    }
+
+    pub(in crate::cli::bench) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Loads the first block that engine `number` of a bench has stored in a round, counted from 1.
+    pub(in crate::cli::bench) fn load_first_of(&self, number: u8, round: u32) -> Result<(), Failure> {
+        let chain = chain_number(number, round);
+        let found = self.view.match_prefix(&chain_hashes(chain, 1));
+        let loaded = self.view.load(&found, 0..1, &self.places(&[0])?);
+        if loaded.blocks == 1 { Ok(()) } else { Err(failed(format!("the first block did not come: {loaded:?}"))) }
     }
 
     fn fill(&self) -> Result<(), Failure> {
@@ -147,7 +162,7 @@ impl Field {
 
     fn chains(&self) -> Vec<(u64, Vec<usize>)> {
         let all: Vec<usize> = (0..self.blocks).collect();
-        let first = u64::from(self.number) << 48 | u64::from(self.round.load(Ordering::Relaxed)) << 16;
+        let first = chain_number(self.number, self.round.load(Ordering::Relaxed));
         all.chunks(CHAIN_BLOCKS).enumerate().map(|(at, blocks)| (first | at as u64, blocks.to_vec())).collect()
     }
 
@@ -156,7 +171,7 @@ impl Field {
     }
 
     /// Stores every block, in chains that were never stored; seconds.
-    pub(super) fn store(&self, requests: usize) -> Result<f64, Failure> {
+    pub(in crate::cli::bench) fn store(&self, requests: usize) -> Result<f64, Failure> {
         // Relaxed: whoever loads them has waited for the store.
         self.round.fetch_add(1, Ordering::Relaxed);
         self.each_chain(requests, |chain, blocks| {
@@ -269,4 +284,9 @@ impl Field {
         once()?;
         once()
     }
+}
+
+/// The first of an engine's chains of a round.
+fn chain_number(engine: u8, round: u32) -> u64 {
+    u64::from(engine) << 48 | u64::from(round) << 16
 }

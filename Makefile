@@ -55,7 +55,7 @@ deaths: build ## Engines killed and stopped in the middle of copies, daemons tha
 	KVD_DEATHS=1 cargo test --workspace --test deaths -- --nocapture --test-threads=1
 
 test-gpu: build ## Layouts, flips and engines on a GPU, beside the same on CPUs; without a GPU it says so
-	cargo test --workspace --test gpu -- --nocapture
+	KVD_GPU_ALONE=1 cargo test --workspace --test gpu -- --nocapture --test-threads=1
 
 bugs: setup ## Plant each known bug and see whether the simulation finds it
 	tests/sim/bugs.sh

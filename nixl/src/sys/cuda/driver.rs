@@ -116,7 +116,18 @@ impl Gpu {
 fn bound<T>(context: CUcontext, work: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
     // SAFETY: the context is held by whoever calls.
     check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(context) })?;
-    let done = work();
+    // While an engine captures a graph on another thread, the driver refuses much to all threads that have not said that what they do
+    // is no part of it.
+    let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    // SAFETY: the driver exchanges the mode of this thread with the one in the variable; here and below.
+    let said =
+        check("cuThreadExchangeStreamCaptureMode", unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) });
+    let done = said.and_then(|()| {
+        let done = work();
+        // SAFETY: as above. Of a call that has succeeded once nothing is to be learned.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) };
+        done
+    });
     let mut popped: CUcontext = std::ptr::null_mut();
     // SAFETY: takes away what was pushed above; the driver stores the handle.
     let popped = check("cuCtxPopCurrent", unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) });

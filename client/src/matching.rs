@@ -14,6 +14,8 @@ use crate::session::Session;
 use crate::shards::Excerpt;
 use crate::view::{Inner, View, request};
 
+/// An hour: what takes longer is as good as never.
+const ESTIMATE_MAX_US: u64 = 3_600_000_000;
 /// Hashes that are put together before they go into the slab.
 const HASHES_PER_PAGE: usize = 128;
 
@@ -224,7 +226,7 @@ impl View {
         found.blocks += blocks;
         found.own += blocks;
         found.slowest = found.slowest.max(answer.tier);
-        found.estimate += Duration::from_micros(answer.arg);
+        found.estimate += Duration::from_micros(answer.arg.min(ESTIMATE_MAX_US));
         found.reason = match (blocks as usize == hashes.len(), answer.reason) {
             (true, _) => None,
             (false, reason) => Some(reason.unwrap_or(MissReason::Cold)),

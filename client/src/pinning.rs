@@ -8,10 +8,13 @@ use kvd_nixl::device::Device;
 use kvd_proto::wire::session::{Body, ListSegments};
 
 use crate::engine::{Engine, Shared};
+use crate::segments::descriptors_max;
 use crate::session::{CONTROL_WAIT, Session};
 
 /// Between two looks for segments that the tenant has been given since.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The same after some could not be pinned.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Threads that map and pin: most of it is the kernel's work on page tables.
 const HANDS: usize = 4;
 /// Between two looks whether the engine goes, or has joined.
@@ -24,7 +27,8 @@ pub struct Pinned {
     pub segments: usize,
     /// Segments that the daemon has named.
     pub of: usize,
-    /// The device did not take one: nothing more is pinned ahead.
+    /// The device did not take one, or the process has too few descriptors left: such segments are tried again some seconds later,
+    /// and pinned when they are used.
     pub failed: bool,
 }
 
@@ -39,7 +43,8 @@ pub(crate) struct Pinning {
 impl Engine {
     /// Maps and pins the tenant's part of the arena for a device, in the background: until then the first use of each segment
     /// takes some milliseconds for that, in which the driver stands still. Goes on for segments that come later and after a
-    /// restart of the daemon, where what was pinned stays so. Call it once for a device, as soon as the engine is connected.
+    /// restart of the daemon, where what was pinned stays so. Call it once for a device, as soon as the engine is connected. Each
+    /// segment of 64 MiB takes a file descriptor: no more than half of those that the process may have are taken ahead.
     ///
     /// # Errors
     /// No thread can be started.
@@ -58,25 +63,24 @@ impl Engine {
     }
 }
 
-/// Until the engine goes, or the device takes no more.
+/// Until the engine goes.
 fn pin_ahead(engine: &Weak<Shared>, device: &Device) {
-    let mut looked: Option<Instant> = None;
+    let (mut looked, mut pause): (Option<Instant>, _) = (None, LOOK_EVERY);
     loop {
         let Some(shared) = engine.upgrade().filter(|shared| !shared.stopping()) else { return };
-        let due = looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY);
+        let due = looked.is_none_or(|looked| looked.elapsed() >= pause);
         if let Some(session) = shared.session().filter(|session| due && session.terms.lists_segments) {
             looked = Some(Instant::now());
-            if !pin_all(&shared, &session, device) {
-                shared.pinning.failed.store(true, Ordering::Relaxed);
-                return;
-            }
+            let all = pin_all(&shared, &session, device);
+            shared.pinning.failed.store(!all, Ordering::Relaxed);
+            pause = if all { LOOK_EVERY } else { LOOK_AGAIN };
         }
         drop(shared);
         std::thread::sleep(PAUSE);
     }
 }
 
-/// Pins all segments that the daemon names now; false where the device does not take one.
+/// Pins all segments that the daemon names now; false where one could not be.
 fn pin_all(shared: &Shared, session: &Session, device: &Device) -> bool {
     session.let_go_of_stale_segments();
     let told = match session.control.ask(Body::ListSegments(ListSegments {}), Instant::now() + CONTROL_WAIT) {
@@ -96,12 +100,13 @@ fn pin_all(shared: &Shared, session: &Session, device: &Device) -> bool {
                 return;
             }
             // One that has gone to another tenant meanwhile, or a daemon that does not answer: seen to at the next look.
-            if let Ok(segment) = session.segment(*number, Instant::now() + CONTROL_WAIT) {
-                match segment.pin_for(device) {
-                    Some(_) => pinning.segments.store(1 + pinned.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed),
-                    None => refused.store(true, Ordering::Relaxed),
-                }
+            let Ok(segment) = session.segment(*number, Instant::now() + CONTROL_WAIT) else { continue };
+            if session.mapped_segments() > descriptors_max() / 2 || segment.pin_for(device).is_none() {
+                refused.store(true, Ordering::Relaxed);
+                return;
             }
+            let pinned = 1 + pinned.fetch_add(1, Ordering::Relaxed);
+            pinning.segments.fetch_max(pinned, Ordering::Relaxed);
         }
     };
     // Mostly nothing is new, and one looks.

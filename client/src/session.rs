@@ -84,6 +84,9 @@ impl Session {
         if let Some(open) = self.segments.get(number) {
             return Ok(open);
         }
+        if !self.segments.has_room() {
+            return Err(CallError::Timeout);
+        }
         let answer = self.control.ask(Body::GetSegment(GetSegment { segment: number }), deadline);
         match answer {
             Ok((Body::SegmentFd(told), Some(file))) if told.segment == number => {
@@ -97,6 +100,11 @@ impl Session {
     /// Unmaps and unpins segments whose files were replaced, which nobody may ask for again.
     pub(crate) fn let_go_of_stale_segments(&self) {
         self.segments.let_go_of_stale();
+    }
+
+    /// Segments that are mapped, those of earlier sessions too.
+    pub(crate) fn mapped_segments(&self) -> usize {
+        self.segments.mapped()
     }
 
     /// What a failed exchange on the socket means for calls.

@@ -163,18 +163,23 @@ impl Others {
         let mut shards: Vec<Shard> = told.filter(|shard| *shard != self.shard).collect();
         shards.sort_by_key(Shard::to_bytes);
         shards.dedup();
+        // One that is none of this group is left out.
+        shards.retain(|shard| self.group.record_bytes(shard).is_ok());
         let before = known.sources.clone();
         if shards == before.shards {
             return;
         }
-        let view = |shard: &Shard| match before.shards.iter().position(|known| known == shard) {
-            Some(at) => Some(before.views[at].clone()),
-            None => Inner::other(&self.group, shard, self.block_tokens, known.message.clone()).ok().map(Arc::new),
+        let view = |shard: &Shard| match before.shards.iter().zip(&before.views).find(|(known, _)| *known == shard) {
+            Some((_, view)) => Some((shard.clone(), view.clone())),
+            None => {
+                let view = Inner::other(&self.group, shard, self.block_tokens, known.message.clone());
+                Some((shard.clone(), Arc::new(view.ok()?)))
+            }
         };
-        let views: Option<Vec<Arc<Inner>>> = shards.iter().map(view).collect();
-        let cover = views.as_ref().and_then(|_| Cover::new(&self.group, &self.shard, &shards));
+        let (shards, views): (Vec<Shard>, Vec<Arc<Inner>>) = shards.iter().filter_map(view).unzip();
+        let cover = Cover::new(&self.group, &self.shard, &shards);
         let cover = cover.filter(|cover| cover.split(u32::MAX).is_some());
-        known.sources = Arc::new(Sources { shards, views: views.unwrap_or_default(), cover });
+        known.sources = Arc::new(Sources { shards, views, cover });
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -66,6 +66,7 @@ fn an_engine_that_is_killed_while_its_device_copies_leaves_nothing_behind() {
         let daemon = Daemon::start(&scratch, &options.with("lease.bytes_max", "320MiB"));
         let mut random = SmallRng::seed_from_u64(31);
         let mut witness = Engine::start(&scratch, 1, &place);
+        let mut found = 0;
         for cycle in 1..=cycles {
             let (kept, torn) = (2 * cycle, 2 * cycle + 1);
             let what = format!("{name}, cycle {cycle}");
@@ -85,12 +86,14 @@ fn an_engine_that_is_killed_while_its_device_copies_leaves_nothing_behind() {
             witness.order(&format!("load {kept}"));
             if witness.answer() == json!({"Done": 0}) {
                 witness.do_all(&[format!("check {kept}")]);
+                found += 1;
             }
             while ask_serving(&scratch, &["status"])["leases"] != 0 {
                 assert!(killed.elapsed() < Duration::from_secs(5), "{what}: leases are left");
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
+        assert!(found > 0, "{name}: nothing of the dead was ever there");
         drop(witness.child.stdin.take());
         assert!(witness.child.wait().unwrap().success(), "{name}");
         assert_eq!(daemon.stop(), Some(0), "{name}");

@@ -3,10 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use kvd_client::{Engine, LayersLoaded};
+use kvd_client::{BlockMemory, Engine, LayersLoaded};
 use kvd_nixl::device::{Between, Way};
-use kvd_proto::{Interleave, Shard};
+use kvd_nixl::sys::copy::{Axis, StridedRun};
+use kvd_nixl::sys::{MemoryExtent, Region};
+use kvd_proto::{Interleave, MissReason, Shard};
 use kvd_tests::{Scratch, TestEngine};
 use rustix::process::{Signal, kill_process};
 
@@ -119,15 +122,47 @@ fn a_bit_that_flips_in_a_late_layer_takes_its_block_away() {
 }
 
 #[test]
+fn a_destination_that_does_not_fit_ends_the_load_there_and_harms_no_copy() {
+    let scratch = Scratch::new("layers-misfit");
+    let running = daemon(&scratch);
+    let engine = engine(&scratch, 1);
+    let rank = Rank::new(&engine, tensor(2, 0), Home::Flat, None);
+    assert_eq!(rank.store(1, BLOCKS).granted, ALL);
+    let (found, mut told) = (rank.find(1), Vec::new());
+    let mut places = rank.places();
+    // Half of a block; and fragments across the border of two layers, of which one comes alone.
+    let half = MemoryExtent::whole(Arc::new(Region::new(16 * 1024 * usize::from(LAYERS) / 2).unwrap()));
+    places[7] = BlockMemory::contiguous(half);
+    let within = Duration::from_secs(2);
+    let loaded = rank.view.load_by_layers(&found, 0..ALL, &places, 1, within, |ready| told.push(ready.blocks));
+    assert_eq!((loaded.blocks, loaded.reason, loaded.corrupt), (7, Some(MissReason::Cold), 0), "{loaded:?}");
+    assert_eq!(told, [7; LAYERS as usize]);
+    let memory = MemoryExtent::whole(Arc::new(Region::new(16 * 1024 * usize::from(LAYERS)).unwrap()));
+    let runs =
+        [StridedRun::contiguous(24 * 1024), StridedRun { offset: 24 * 1024, ..StridedRun::contiguous(40 * 1024) }];
+    let strided = StridedRun { axes: [Axis::ONE, Axis::ONE, Axis { count: 2, stride: 24 * 1024 }], ..runs[0] };
+    let last = StridedRun { offset: 48 * 1024, ..StridedRun::contiguous(16 * 1024) };
+    let across = [strided, last];
+    places[7] = BlockMemory::runs(memory, &across);
+    let loaded = rank.view.load_by_layers(&found, 0..ALL, &places, 1, within, |_| ());
+    assert_eq!((loaded.blocks, loaded.reason, loaded.corrupt), (7, Some(MissReason::Cold), 0), "{loaded:?}");
+    // At once it can be had.
+    assert_eq!(rank.view.load(&found, 0..ALL, &places).blocks, ALL);
+    assert_eq!(rank.load_by_layers(1, 1).0.blocks, ALL);
+    assert_eq!(running.stop(), Some(0));
+}
+
+#[test]
 fn a_daemon_that_is_killed_between_layers_costs_no_wrong_byte() {
     for (name, device) in devices("daemons killed between layers") {
         let scratch = Scratch::new("layers-killed");
         let mut running = daemon(&scratch);
         let engine = engine(&scratch, 1);
         for chain in 1..4 {
-            let (pid, moved) = (running.pid(), AtomicUsize::new(0));
+            let (pid, moved) = (running.pid(), Arc::new(AtomicUsize::new(0)));
+            let count = moved.clone();
             let between = Between::new(move |way, _| {
-                if way == Way::ToDevice && moved.fetch_add(1, Ordering::Relaxed) == chain as usize {
+                if way == Way::ToDevice && count.fetch_add(1, Ordering::Relaxed) == chain as usize {
                     kill_process(pid, Signal::KILL).unwrap();
                 }
             });
@@ -135,12 +170,13 @@ fn a_daemon_that_is_killed_between_layers_costs_no_wrong_byte() {
             assert_eq!(rank.store(chain, BLOCKS).granted, ALL, "{name}");
             // What is told is right, which is looked at.
             rank.load_by_layers(chain, 1);
+            assert!(moved.load(Ordering::Relaxed) > chain as usize, "{name}: the load took fewer chunks");
             running.kill();
             running = daemon(&scratch);
-            let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            let until = Instant::now() + Duration::from_secs(20);
             while rank.load_by_layers(chain, 1).0.blocks < ALL {
-                assert!(std::time::Instant::now() < until, "{name}: the arena is adopted");
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                assert!(Instant::now() < until, "{name}: the arena is adopted");
+                std::thread::sleep(Duration::from_millis(20));
             }
         }
         assert_eq!(running.stop(), Some(0));

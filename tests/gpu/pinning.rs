@@ -24,13 +24,36 @@ fn expect(engine: &Engine, what: &str, segments: usize) {
 /// Segments of the arena that somebody has.
 fn mapped() -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    maps.lines().filter(|line| line.contains("kvd-gpu-pinning")).count()
+    maps.lines().filter(|line| line.contains("kvd-gpu-pinned")).count()
+}
+
+#[test]
+fn an_arena_that_is_gone_is_let_go_of_by_everybody() {
+    let scratch = Scratch::new("gpu-pinning-gone");
+    let mut running = daemon(&scratch);
+    let engine = Engine::connect(TestEngine::options(&scratch.socket(), 1)).unwrap();
+    let blocks = Blocks::on(&engine, None, None);
+    let all: Vec<usize> = (0..BLOCKS).collect();
+    assert_eq!(blocks.store(1, &all).granted as usize, BLOCKS);
+    let of_this = |line: &&str| line.contains("kvd-gpu-pinning-gone") && line.contains("deleted");
+    let deleted = || std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(of_this).count();
+    running.kill();
+    scratch.delete_dram();
+    assert!(deleted() > 0);
+    running = daemon(&scratch);
+    let until = Instant::now() + Duration::from_secs(20);
+    // Joined again, and nothing is asked of the new arena.
+    while engine.times_joined() < 2 || deleted() > 0 {
+        assert!(Instant::now() < until, "{} are mapped", deleted());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(running.stop(), Some(0));
 }
 
 #[test]
 fn segments_are_pinned_ahead_and_stay_so() {
     for (name, device) in devices("pinning ahead") {
-        let scratch = Scratch::new("gpu-pinning");
+        let scratch = Scratch::new("gpu-pinned");
         let mut running = daemon(&scratch);
         let engine = Engine::connect(TestEngine::options(&scratch.socket(), 1)).unwrap();
         assert_eq!(engine.pinned(), Pinned::default(), "{name}");

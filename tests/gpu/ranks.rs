@@ -246,7 +246,7 @@ impl Rank {
         Self { view, shard, rows, units, memory, layout, runs }
     }
 
-    fn places(&self) -> Vec<BlockMemory<'_>> {
+    pub(crate) fn places(&self) -> Vec<BlockMemory<'_>> {
         match (&self.layout, &self.memory) {
             (Some(layout), _) => (0..BLOCKS).map(|block| layout.block(block).unwrap()).collect(),
             (None, Place::Host(memory)) if !self.runs.is_empty() => {

@@ -32,7 +32,7 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
             drain(shared, &open);
             if open.is_copying() {
                 // A device that hangs has some of its slots. To let go of the others' pins could wait for it, too.
-                std::mem::forget(open.clone());
+                std::mem::forget((open.clone(), shared.kept.clone()));
             }
             replaces = Some((open.terms.epoch, open.terms.client_slot));
             // A daemon that greets and hangs up at once is not asked without a pause.
@@ -48,7 +48,11 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
         }
         session = join(shared, replaces);
         match &session {
-            Some(joined) => shared.publish(Some(joined.clone())),
+            Some(joined) => {
+                shared.publish(Some(joined.clone()));
+                // The daemon may have an arena of its own again. Unmapped and unpinned beside the engine's calls.
+                shared.kept.let_go_of_stale();
+            }
             None => {
                 sleep(shared, backoff);
                 backoff = (backoff * 2).min(BACKOFF_MAX);

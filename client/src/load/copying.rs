@@ -129,6 +129,14 @@ pub(super) fn report(source: &Source<'_>, lease: u64, position: u32, deadline: I
 }
 
 impl Stop {
+    /// What it is for those who are told.
+    pub(super) fn reason(self) -> MissReason {
+        match self {
+            Self::Miss(reason) => reason,
+            Self::Corrupt(_) => MissReason::Corrupt,
+        }
+    }
+
     /// Says which position a stop is about.
     fn at(self, position: u32) -> Self {
         match self {

@@ -73,14 +73,17 @@ struct Work<'a> {
 struct Tally {
     /// Blocks all of whose layers so far are in place, or under way.
     blocks: usize,
-    /// The first copy that came wrong: its lot, and its place there.
+    /// Why no more.
+    reason: Option<MissReason>,
+    /// The copy that came wrong and ended them there: its lot, and its place there.
     wrong: Option<(usize, usize)>,
 }
 
 impl View {
     /// As [`View::load_within`], layer after layer: each time when `layers_per_step` more layers of the blocks are in place and
     /// verified, `ready` is called, on this thread. The result is the truth: blocks that it does not count must not be used,
-    /// whatever was said of their first layers. Before the first layer is copied all blocks are waited for until they lie in DRAM.
+    /// whatever was said of their first layers. Before the first layer is copied all blocks are waited for until they lie in DRAM, for
+    /// half of the time at most; where some do not, those before them are loaded.
     /// Where layers cannot be told apart in a record, all are one step.
     pub fn load_by_layers(
         &self,
@@ -96,31 +99,33 @@ impl View {
         let (Some((layers, units)), Some(session)) = (known, found.session.as_deref()) else {
             let loaded = self.load_within(found, blocks, destinations, within);
             let layers = self.others.as_ref().map_or(0..0, |others| others.layers());
-            ready(LayersLoaded { layers, blocks: loaded.blocks });
+            if loaded.blocks > 0 {
+                ready(LayersLoaded { layers, blocks: loaded.blocks });
+            }
             return loaded;
         };
         let asked = Asked::new(found, blocks, destinations.len());
         let (own, views) = (Source { view: self, found, excerpt: None }, self.other_views(found));
         let others = Source::others(&views, found);
-        let Lots { lots, blocks, reason, corrupt } = self.lots(&own, &others, &asked, deadline);
+        // What has landed by then must still be copied.
+        let held_until = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
+        let Lots { lots, blocks, reason, corrupt } = self.lots(&own, &others, &asked, held_until);
         let mut work = Work {
             convoy: Convoy::new(session, Way::ToDevice),
             lots,
             targets: &destinations[..blocks],
             deadline,
-            tally: Tally { blocks, wrong: None },
+            tally: Tally { blocks, reason, wrong: None },
         };
-        let mut run = Run { reason, corrupt, ..Run::default() };
         if let Err(error) = work.copy(units, layers, layers_per_step.max(1), &mut ready) {
-            work.tally.blocks = 0;
-            run.reason = Some(reason_of(error));
+            work.tally.end_at(0, reason_of(error));
         }
+        let mut run = Run { reason: work.tally.reason, corrupt, ..Run::default() };
         if let Some((lot, block)) = work.tally.wrong {
             let Lot { source, held, .. } = &work.lots[lot];
             // Whether the daemon has heard it or not, the block is none.
             let _ = report(source, held[block].lease, held[block].position, deadline);
             run.corrupt += 1;
-            run.reason = run.reason.filter(|_| work.tally.blocks == 0).or(Some(MissReason::Corrupt));
         }
         run.tiers = (0..work.tally.blocks).map(|block| work.tier(block)).collect();
         run.loaded()
@@ -157,10 +162,7 @@ impl<'a> Lots<'a> {
         let (held, stop) = hold(source, blocks.start..blocks.start + wanted as u32, deadline);
         if let Some(stop) = stop {
             self.blocks = first + held.len();
-            self.reason = Some(match stop {
-                Stop::Miss(reason) => reason,
-                Stop::Corrupt(_) => MissReason::Corrupt,
-            });
+            self.reason = Some(stop.reason());
             self.corrupt += u32::from(matches!(stop, Stop::Corrupt(_)));
         }
         self.lots.push(Lot { source, first, held, excerpt });
@@ -168,10 +170,17 @@ impl<'a> Lots<'a> {
 }
 
 impl Tally {
-    /// Block `block` of a lot, which begins at `first`, is none, nor are those behind it.
-    fn end_at(&mut self, lot: usize, first: usize, block: usize) {
+    /// This block is none, nor are those behind it.
+    fn end_at(&mut self, at: usize, reason: MissReason) {
+        if at < self.blocks {
+            (self.blocks, self.reason, self.wrong) = (at, Some(reason), None);
+        }
+    }
+
+    /// The same for block `block` of a lot that begins at `first`: its copy is not what it should be.
+    fn wrong_at(&mut self, lot: usize, first: usize, block: usize) {
         if first + block < self.blocks {
-            self.blocks = first + block;
+            self.end_at(first + block, MissReason::Corrupt);
             self.wrong = Some((lot, block));
         }
     }
@@ -232,33 +241,43 @@ impl Work<'_> {
                 let known = excerpt.select(&held.sums, &mut sums);
                 if known.is_none() || !target.fits(excerpt.whole_bytes, unit_bytes) {
                     // The engine's mistake: nothing is copied, the block is not told.
-                    self.tally.blocks = at;
+                    self.tally.end_at(at, MissReason::Cold);
                     break;
                 }
                 match target.place() {
                     Place::Host(host) => {
+                        if Instant::now() >= self.deadline {
+                            return Err(CallError::Timeout);
+                        }
                         let copying = self.convoy.session().begin_copy().ok_or(CallError::Down)?;
                         found.resize(excerpt.units, 0);
                         let units = Units { unit_bytes, algorithm: held.slot.algorithm, seed: held.slot.seed };
                         let copied = host.scatter_excerpt(&held.slot.payload, &excerpt, &mut cuts, &units, &mut found);
                         drop(copying);
-                        if copied.is_err() || found != sums {
-                            self.tally.end_at(number, lot.first, block);
+                        match copied {
+                            Ok(()) if found == sums => {}
+                            Ok(()) => self.tally.wrong_at(number, lot.first, block),
+                            // As above.
+                            Err(_) => self.tally.end_at(at, MissReason::Cold),
                         }
                     }
                     Place::Device { lane: base, index } => {
-                        if held.slot.algorithm != ChecksumAlgorithm::Xxh3 {
-                            return Err(CallError::Device);
+                        if held.pinned.is_none() && held.slot.algorithm == ChecksumAlgorithm::Xxh3 {
+                            held.pinned = held.slot.segment.pin(base);
                         }
                         if held.pinned.is_none() {
-                            held.pinned = Some(held.slot.segment.pin(base).ok_or(CallError::Device)?);
+                            self.tally.end_at(at, MissReason::Device);
+                            break;
                         }
                         let part = match &lane {
                             Some((known, part)) if known.is(base) => part,
-                            _ => {
-                                let part = part_of(base, payload_bytes, &excerpt).map_err(|_| CallError::Device)?;
-                                &lane.insert((base, part)).1
-                            }
+                            _ => match part_of(base, payload_bytes, &excerpt) {
+                                Ok(part) => &lane.insert((base, part)).1,
+                                Err(stop) => {
+                                    self.tally.end_at(at, stop.reason());
+                                    break;
+                                }
+                            },
                         };
                         let one = RecordMove {
                             host: held.slot.payload.clone(),
@@ -283,7 +302,7 @@ impl Work<'_> {
             let moved = self.convoy.next()?.ok_or(CallError::Device)?;
             let Expecting { lot, block, sums } = moved.tag;
             if moved.sums != sums {
-                self.tally.end_at(lot, self.lots[lot].first, block);
+                self.tally.wrong_at(lot, self.lots[lot].first, block);
             }
         }
         Ok(())

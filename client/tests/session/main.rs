@@ -396,5 +396,25 @@ fn a_daemon_that_opens_another_shard_than_it_was_asked_for_ends_the_session() {
     let view = engine.open_view(&spec(&namespace(), 0)).unwrap();
     let found = view.match_prefix(&hashes(3));
     assert_eq!((found.blocks(), found.reason()), (0, Some(MissReason::Cold)));
-    assert_eq!(view.match_prefix(&hashes(3)).reason(), Some(MissReason::TierDown));
+    eventually("joined again", || engine.times_joined() > 1);
+}
+
+#[test]
+fn shards_that_come_and_go_are_followed() {
+    let whole = ShardRange { layer_end: 2, head_end: 2, interleave_of: 1, ..ShardRange::default() };
+    let half = ShardRange { head_end: 1, ..whole };
+    let beyond = ShardRange { head_start: 1, head_end: 60_000, ..whole };
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake::start(&folder.path().join("s"), 5);
+    *fake.switches.shards.lock().unwrap() = Some(vec![half, beyond]);
+    let engine = Engine::connect(options(&folder.path().join("s"))).unwrap();
+    let view = engine.open_view(&spec(&namespace(), 0)).unwrap();
+    for shards in [vec![half, beyond], vec![half], vec![], vec![beyond], vec![half, beyond]] {
+        let asked = fake.seen.lock().unwrap().asked_for_shards;
+        *fake.switches.shards.lock().unwrap() = Some(shards);
+        eventually("asked again", || {
+            assert_eq!(view.match_prefix(&hashes(3)).blocks(), 0);
+            fake.seen.lock().unwrap().asked_for_shards > asked
+        });
+    }
 }

@@ -29,7 +29,7 @@ pub const FLAG_PARENT: u8 = 1;
 pub const FLAG_TOKENS: u8 = 2;
 /// The flag of [`Op::Match`]: take a lease on what is found.
 pub const FLAG_LEASE: u8 = 4;
-/// The flag of [`Op::Match`]: only tell how much is there. Nothing is counted, held, or used by it.
+/// The flag of [`Op::Match`]: only tell how much is there. Nothing is held, no hit or miss is counted, and what falls next stays so.
 pub const FLAG_PROBE: u8 = 8;
 const FLAGS_KNOWN: u8 = FLAG_PARENT | FLAG_TOKENS | FLAG_LEASE | FLAG_PROBE;
 

@@ -90,9 +90,9 @@ pub(super) fn run(args: &JoinArgs, output: Output) -> Outcome {
     let node =
         Node::start(&NodeOptions { label: "node", dram_bytes, nvme_bytes: None, base: std::env::temp_dir(), set })?;
     fill(&node, &device()?, arena_bytes, output)?;
-    let alone = wait(launch(args, &node, 2)?)?;
-    let (one, other) = (launch(args, &node, 3)?, launch(args, &node, 4)?);
-    let together = [wait(one)?, wait(other)?];
+    let alone = Engine::launch(args, &node, 2)?.wait()?;
+    let (one, other) = (Engine::launch(args, &node, 3)?, Engine::launch(args, &node, 4)?);
+    let together = [one.wait()?, other.wait()?];
     let required = Required { first_block_seconds_max: FIRST_BLOCK_MAX, all_pinned_seconds_max: ALL_PINNED_MAX };
     let within = |start: &Start| start.first_block <= FIRST_BLOCK_MAX && start.all_pinned <= ALL_PINNED_MAX;
     let all_within = within(&alone) && together.iter().all(within);
@@ -134,25 +134,38 @@ fn rounds(arena_bytes: u64) -> u32 {
 /// Blocks of one piece.
 const BLOCKS: Fragments = Fragments::BLOCK_FIRST;
 
-fn launch(args: &JoinArgs, node: &Node, number: u8) -> Result<Child, Failure> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bench", "join", "--engine", &number.to_string(), "--gib", &args.gib.to_string()]);
-    command.arg("--socket").arg(node.socket());
-    if args.twin {
-        command.arg("--twin");
-    } else {
-        command.args(["--gpu", &args.gpu.to_string()]);
+/// A process, gone with the value.
+struct Engine(Child);
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // It may be gone already; what counts is that it is.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
-    Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
 }
 
-fn wait(mut engine: Child) -> Result<Start, Failure> {
-    let mut told = String::new();
-    if let Some(mut output) = engine.stdout.take() {
-        output.read_to_string(&mut told)?;
+impl Engine {
+    fn launch(args: &JoinArgs, node: &Node, number: u8) -> Result<Self, Failure> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["bench", "join", "--engine", &number.to_string(), "--gib", &args.gib.to_string()]);
+        command.arg("--socket").arg(node.socket());
+        if args.twin {
+            command.arg("--twin");
+        } else {
+            command.args(["--gpu", &args.gpu.to_string()]);
+        }
+        Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?))
     }
-    let ended = engine.wait()?;
-    serde_json::from_str(&told).map_err(|_| failed(format!("an engine of the bench ended with {ended}")))
+
+    fn wait(mut self) -> Result<Start, Failure> {
+        let mut told = String::new();
+        if let Some(mut output) = self.0.stdout.take() {
+            output.read_to_string(&mut told)?;
+        }
+        let ended = self.0.wait()?;
+        serde_json::from_str(&told).map_err(|_| failed(format!("an engine of the bench ended with {ended}")))
+    }
 }
 
 /// One engine: its device is open before it joins, as an engine's is.

@@ -32,7 +32,8 @@ impl Shards {
 
     /// A pack with these shards was learned.
     fn note(&mut self, names: BTreeSet<ShardName>, number: u32, live: &Live) {
-        if self.0.len() + names.len() > ROWS_MAX {
+        let unknown = names.iter().filter(|name| !self.0.contains_key(*name)).count();
+        if unknown > 0 && self.0.len() + unknown > ROWS_MAX {
             self.0.retain(|_, number| live.name(*number).is_some());
         }
         for name in names {

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build check test lint demo torture sim corruption hostile deaths test-gpu bugs mutants bench bench-object
+.PHONY: help setup build check test lint demo torture sim corruption hostile deaths test-gpu bugs mutants bench bench-gpu bench-object
 
 # One target directory for all checkouts: dependencies compile once.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvd/target
@@ -65,6 +65,10 @@ mutants: setup ## Mutate ladder, slot tables and recovery, see what the tests no
 
 bench: build ## The figures of this machine: match, copy, NVMe beside fio, memory and recovery
 	@status=0; for bench in match copy nvme recover; do \
+	echo "$(KVD) bench $$bench"; $(KVD) bench $$bench || status=$$?; done; exit $$status
+
+bench-gpu: build ## The figures of this machine's GPU: bus, other tensor parallel sizes, an engine's start beside 60 GiB
+	@status=0; for bench in hbm ranks join; do \
 	echo "$(KVD) bench $$bench"; $(KVD) bench $$bench || status=$$?; done; exit $$status
 
 bench-object: build ## The object tier on a SeaweedFS server, beside a plain client and NIXL: make bench-object BYTES=1GiB

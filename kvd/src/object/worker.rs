@@ -418,13 +418,15 @@ impl Worker {
         let answers = reads && store.admits(Op::Put);
         // At first it is not known what is there.
         let writes = answers && self.shared.sharing.is_ready();
+        let told = &self.shared.counters().up;
+        if told.get() != 0 && !answers {
+            let state = store.state();
+            tracing::warn!(?state, reads, "the object tier's store fails: it is left alone for a while");
+        }
+        // Not only when the core must know: before the share is known, nothing is written whether the store answers or not.
+        told.set(u64::from(answers));
         if (reads, writes) != self.up {
             self.up = (reads, writes);
-            if !answers {
-                let state = store.state();
-                tracing::warn!(?state, reads, "the object tier's store fails: it is left alone for a while");
-            }
-            self.shared.counters().up.set(u64::from(answers));
             self.shared.tell(Event::Up { reads, writes });
         }
         let stopping = self.shared.stop.load(Ordering::Relaxed);

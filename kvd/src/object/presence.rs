@@ -22,6 +22,9 @@ const ALIVE_FOR: Duration = Duration::from_secs(180);
 const NODES_MAX: usize = 4096;
 /// What an upload and the news of it may take, beside the waiting of packs and of those who look for them.
 const UPLOAD_TIME: Duration = Duration::from_secs(2);
+/// By how much one of two nodes that are asked the same may lag behind the other, and its first turn still comes before the
+/// other's second.
+const LAG: Duration = Duration::from_secs(4);
 
 /// What this node said, and what it was told.
 #[derive(Default)]
@@ -61,7 +64,7 @@ impl Presence {
         }
         let alive = alive(&found);
         shared.counters().nodes.set(alive.len() as u64);
-        let wait = shared.options.pack_age + 2 * shared.options.sync_every + UPLOAD_TIME;
+        let wait = shared.options.pack_age + 2 * shared.options.sync_every + UPLOAD_TIME + LAG;
         let turns = Turns::new(shared.node, alive, wait);
         if self.turns.as_ref() != Some(&turns) {
             shared.tell(Event::Turns(turns.clone()));

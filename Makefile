@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build check test lint demo torture sim corruption hostile deaths test-gpu bugs mutants bench bench-gpu bench-object
+.PHONY: help setup build wheel check test test-engines lint demo torture sim corruption hostile deaths test-gpu bugs mutants bench bench-gpu bench-object
 
 # One target directory for all checkouts: dependencies compile once.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvd/target
@@ -22,12 +22,18 @@ setup: ## Install what building needs (a C linker), or say what is missing
 build: setup ## Build the program
 	cargo build --workspace --bin kvd
 
+wheel: setup ## Build the Python wheel into dist/
+	@deploy/wheel.sh dist
+
 check: setup ## Quick set: unit, model and tidy tests (under two minutes once built)
 	cargo test --workspace --lib --bins --quiet
 	cargo test --workspace --test tidy --quiet
 
-test: setup ## Everything that needs no GPU and no engine; skipped tests are listed with their reason
+test: setup ## Everything that needs no GPU, with a short form of vLLM; skipped tests are listed with their reason
 	@deploy/run-tests.sh
+
+test-engines: build ## Real vLLM on CPUs: tokens with and without kvd, after kills, out of every tier (some ten minutes)
+	KVD_ENGINES=all cargo test --workspace --test engines -- --nocapture --test-threads=1
 
 lint: setup ## Format and clippy, warnings are errors; licences and advisories where cargo-deny is installed
 	cargo fmt --all --check

@@ -9,6 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("nixl", &[]),
     ("tiers", &["kvd-nixl", "kvd-proto"]),
     ("client", &["kvd-nixl", "kvd-proto"]),
+    ("client/python", &["kvd-client"]),
     ("kvd", &["kvd-tiers", "kvd-nixl", "kvd-proto", "kvd-client"]),
 ];
 

@@ -1,0 +1,56 @@
+"""What the connector was given, and what follows from it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import kvd
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+#: Names in ``kv_connector_extra_config``.
+NAMES = {"socket", "weights_digest", "match_deadline", "load_deadline"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How this engine meets the daemon."""
+
+    socket: Path
+    instance: bytes
+    match_deadline: float | None
+    load_deadline: float | None
+
+    @classmethod
+    def of(cls, config: "VllmConfig") -> "Settings":
+        transfer = config.kv_transfer_config
+        extra = dict(transfer.kv_connector_extra_config)
+        if unknown := sorted(set(extra) - NAMES):
+            raise ValueError(f"kv_connector_extra_config knows {', '.join(sorted(NAMES))}, not {', '.join(unknown)}")
+        return cls(
+            socket=Path(extra["socket"]) if "socket" in extra else kvd.default_socket(),
+            # All processes of an engine have its id.
+            instance=hashlib.blake2b(str(transfer.engine_id).encode(), digest_size=16).digest(),
+            match_deadline=extra.get("match_deadline"),
+            load_deadline=extra.get("load_deadline"),
+        )
+
+    def engine(self, role: str) -> kvd.Engine:
+        """Joins the daemon when it is there."""
+        return kvd.Engine(
+            self.socket,
+            instance=self.instance,
+            role=role,
+            name=f"vllm-{role}",
+            match_deadline=self.match_deadline,
+            load_deadline=self.load_deadline,
+        )
+
+    @staticmethod
+    def hash_seed() -> bytes:
+        """What vLLM's hashes begin with; known in the scheduler's process, once its first hash was made."""
+        from vllm.v1.core.kv_cache_utils import get_none_hash_seed
+
+        return hashlib.blake2b(get_none_hash_seed().encode(), digest_size=32).digest()

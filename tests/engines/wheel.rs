@@ -1,0 +1,49 @@
+//! The wheel by itself: what Python code stores, other Python code loads.
+
+use std::path::Path;
+use std::process::Command;
+
+use kvd_tests::{Daemon, DaemonOptions, Scratch, skip};
+use serde_json::Value;
+
+use crate::setup::{Form, script, setup};
+
+#[test]
+fn python_code_stores_and_loads() {
+    let setup = match setup(Form::Short) {
+        Ok(setup) => setup,
+        Err(reason) => return skip("the Python wheel", &reason),
+    };
+    let scratch = Scratch::new("wheel");
+    let _daemon = Daemon::start(&scratch, &DaemonOptions::sized("64MiB", "128MiB"));
+    let ended = Command::new(setup.python).arg(script("wheel.py")).arg(scratch.socket()).output().expect("it starts");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+/// The Python side looks for the daemon where the daemon without a configuration listens.
+#[test]
+fn python_code_finds_the_daemon() {
+    let setup = match setup(Form::Short) {
+        Ok(setup) => setup,
+        Err(reason) => return skip("the Python wheel's default socket", &reason),
+    };
+    let environments: [&[(&str, &str)]; 4] = [
+        &[("HOME", "/home/x")],
+        &[("HOME", "/home/x"), ("XDG_STATE_HOME", "/state")],
+        &[("HOME", "/home/x"), ("XDG_RUNTIME_DIR", "/run/user/9")],
+        &[],
+    ];
+    for environment in environments {
+        let said = |program: &Path, arguments: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(arguments).env_clear().envs(environment.iter().copied());
+            String::from_utf8(command.output().expect("it starts").stdout).expect("text")
+        };
+        let shown: Value =
+            serde_json::from_str(&said(&Daemon::program(), &["config", "show", "--json"])).expect("one JSON object");
+        let values = shown["values"].as_array().expect("values");
+        let socket = values.iter().find(|value| value["key"] == "socket").expect("it has a socket");
+        let found = said(&setup.python, &["-c", "import kvd; print(kvd.default_socket())"]);
+        assert_eq!(socket["value"].as_str().expect("text").trim_matches('"'), found.trim(), "{environment:?}");
+    }
+}

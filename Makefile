@@ -40,6 +40,8 @@ lint: setup ## Format and clippy, warnings are errors; licences and advisories w
 	cargo clippy --workspace --all-targets -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
 	else echo "lint: cargo deny check was skipped; install it with: cargo install cargo-deny --locked"; fi
+	@if ruff --version >/dev/null 2>&1; then ruff check --quiet client/python tests/engines; \
+	else echo "lint: ruff check was skipped; install it with: pip install ruff"; fi
 
 demo: build ## Serve, replay a production trace, SIGKILL the daemon half way, show hits by tier
 	$(KVD) demo --block-bytes $(BLOCK_BYTES)

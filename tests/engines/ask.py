@@ -1,12 +1,14 @@
-"""A vLLM engine that is asked line by line: ask.py MODEL CONNECTOR
+"""A vLLM engine that is asked line by line: ask.py MODEL CONNECTOR [DTYPE]
 
-CONNECTOR is what --kv-transfer-config takes, or null. Each line of standard input is one object of JSON:
+CONNECTOR is what --kv-transfer-config takes, or null. DTYPE is float32 where none is given: in bfloat16 a computed and a cached prefix
+differ by rounding within vLLM itself. Each line of standard input is one object of JSON:
 
   {"seed": 7, "prompt_tokens": 2200, "tokens": 24}   a prompt drawn from the seed; the answer has tokens (greedy), cached (tokens of
                                                      the prompt that were not computed) and wall_s, ttft_s
+  {"counted": true}                                  vLLM's counters of kvd's work: by name, and behind a slash by outcome
   {"forget": true}                                   vLLM's own prefix cache is emptied; the answer is {"forgotten": true}
 
-Answers are lines that begin with "ANSWER ". In float32: in bfloat16 a computed and a cached prefix differ by rounding within vLLM.
+Answers are lines that begin with "ANSWER ".
 """
 
 import json
@@ -28,12 +30,12 @@ from vllm import LLM, SamplingParams
 from vllm.config import KVTransferConfig
 
 
-def start(model: str, connector: dict | None) -> LLM:
+def start(model: str, connector: dict | None, dtype: str) -> LLM:
     more = {} if connector is None else {"kv_transfer_config": KVTransferConfig(**connector)}
     return LLM(
         model=model,
         skip_tokenizer_init=True,
-        dtype="float32",
+        dtype=dtype,
         enforce_eager=True,
         max_model_len=4096,
         max_num_seqs=8,
@@ -67,12 +69,18 @@ def forget(engine: LLM) -> dict:
     return {"forgotten": True}
 
 
+def counted(engine: LLM) -> dict:
+    ours = [metric for metric in engine.get_metrics() if metric.name.startswith("vllm:kvd_")]
+    named = {"/".join([metric.name, *([metric.labels["outcome"]] if "outcome" in metric.labels else [])]): metric for metric in ours}
+    return {name: metric.value for name, metric in named.items()}
+
+
 def main() -> None:
-    engine = start(sys.argv[1], json.loads(sys.argv[2]))
+    engine = start(sys.argv[1], json.loads(sys.argv[2]), *(sys.argv[3:] or ["float32"]))
     print("ANSWER " + json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        answer = forget(engine) if order.get("forget") else ask(engine, order)
+        answer = forget(engine) if "forget" in order else counted(engine) if "counted" in order else ask(engine, order)
         print("ANSWER " + json.dumps(answer), flush=True)
 
 

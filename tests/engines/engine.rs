@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use crate::setup::{Setup, script};
 
 /// vLLM's blocks on CPUs.
-const BLOCK_TOKENS: u64 = 128;
+pub(crate) const BLOCK_TOKENS: u64 = 128;
 /// Of a prompt.
 pub(crate) const PROMPT_TOKENS: u64 = 2200;
 /// What an engine that finds all of a prompt does not compute: whole blocks, and never the last token.
@@ -86,6 +86,12 @@ impl Vllm {
     pub(crate) fn forget(&mut self) {
         self.order(&json!({"forget": true}));
         assert_eq!(self.next_answer()["forgotten"], true);
+    }
+
+    /// What vLLM itself counts of kvd's work.
+    pub(crate) fn counted(&mut self, name: &str) -> f64 {
+        self.order(&json!({"counted": true}));
+        self.next_answer()[name].as_f64().unwrap_or(0.0)
     }
 
     /// What it logged.

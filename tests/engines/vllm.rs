@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kvd_tests::{Daemon, DaemonOptions, Scratch, ask_serving, skip};
 use serde_json::json;
 
-use crate::engine::{Answer, FOUND, Vllm};
+use crate::engine::{Answer, BLOCK_TOKENS, FOUND, Vllm};
 use crate::faults;
 use crate::setup::{Form, setup};
 
@@ -83,6 +83,9 @@ fn tokens_are_the_same_with_blocks_from_kvd() {
     let mut warm = Vllm::on_kvd(&setup, &socket);
     expect_found(&mut warm, &truth, "DRAM");
     assert!(hits(&scratch, "dram") > 0 && hits(&scratch, "nvme") == 0, "out of DRAM");
+    let loaded = (SEEDS.len() as u64 * FOUND / BLOCK_TOKENS) as f64;
+    assert_eq!(warm.counted("vllm:kvd_load_blocks/dram"), loaded, "vLLM counts what came");
+    assert_eq!(warm.counted("vllm:kvd_load_blocks/missed"), 0.0);
     daemon = faults::all(&mut warm, &truth, daemon, &scratch);
     drop(warm);
 

@@ -14,6 +14,7 @@ from .identity import identity_of
 from .messages import Ended, Orders
 from .scheduler import SchedulerSide
 from .settings import Settings
+from .stats import PromMetrics, Stats
 from .worker import WorkerSide
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
-logger = logging.getLogger("kvd.vllm")
+logger = logging.getLogger("vllm.kvd")
 
 
 class KvdConnector(KVConnectorBase_V1, SupportsHMA):
@@ -62,6 +63,9 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
         return self._deciding.matched(request, num_computed_tokens)
 
+    def get_external_cache_hit_sources(self, request: "Request", num_external_tokens: int) -> dict[Any, int]:
+        return self._deciding.sources(request, num_external_tokens)
+
     def update_state_after_alloc(
         self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
     ) -> None:
@@ -71,8 +75,8 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
         return self._deciding.orders(scheduler_output)
 
     def update_connector_output(self, connector_output: "KVConnectorOutput") -> None:
-        ended = connector_output.kv_connector_worker_meta
-        self._deciding.ended(ended if isinstance(ended, Ended) else None)
+        if isinstance(ended := connector_output.kv_connector_worker_meta, Ended):
+            self._deciding.ended(ended)
         received, failed = connector_output.finished_recving, connector_output.invalid_block_ids
         self._deciding.received(set(received or ()), set(failed or ()))
 
@@ -101,6 +105,10 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: "dict[str, torch.Tensor]") -> None:
         self._moving.register(kv_caches)
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        self._moving.begin_step(self._orders)
+
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         self._moving.start_loads(self._orders)
 
@@ -123,6 +131,26 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_worker_meta(self) -> Ended | None:
         return self._moving.stored()
+
+    def get_kv_connector_stats(self) -> Stats | None:
+        # vLLM asks both sides; what there is to tell happens in the worker.
+        return self._worker.stats() if self._worker is not None else None
+
+    # vLLM's front end
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> Stats:
+        return Stats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: "VllmConfig",
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> PromMetrics:
+        return PromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     # Both
 

@@ -32,18 +32,23 @@ class Orders(KVConnectorMetadata):
 
     hash_seed: bytes
     generation: int
+    #: That the step computes.
+    tokens: int = 0
     loads: list[Load] = field(default_factory=list)
     stores: list[Store] = field(default_factory=list)
 
 
 @dataclass
 class Ended(KVConnectorWorkerMetadata):
-    """Stores that are over, whatever became of them, and how many workers say so."""
+    """Stores that are over, whatever became of them, and how many workers say so; and the pace of prompts, where it changed."""
 
     stores: dict[int, int] = field(default_factory=dict)
+    tokens_per_second: float | None = None
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "Ended":
         assert isinstance(other, Ended)
         for number, workers in other.stores.items():
             self.stores[number] = self.stores.get(number, 0) + workers
+        paces = [pace for pace in (self.tokens_per_second, other.tokens_per_second) if pace is not None]
+        self.tokens_per_second = min(paces, default=None)
         return self

@@ -1,7 +1,9 @@
 """The side of vLLM's scheduler: which prefixes are there, what is to be loaded and stored, and which blocks must not change."""
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kvd
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
     from .identity import Identity
+
+logger = logging.getLogger("vllm.kvd")
 
 #: Of vLLM's blocks, those that stores may hold at a time: one in so many. What is beyond waits for a later step of its request.
 HELD_SHARE = 4
@@ -57,10 +61,12 @@ class SchedulerSide:
         self._view: kvd.View | None = None
         self._requests: dict[str, Tracked] = {}
         self._loads: list[Load] = []
-        self._pool: "BlockPool | None" = None
+        self._pool: BlockPool | None = None
         self._stores = 0
         #: vLLM's blocks that are being stored: held, so that nobody writes there meanwhile.
-        self._held: dict[int, list["KVCacheBlock"]] = {}
+        self._held: dict[int, list[KVCacheBlock]] = {}
+        self._telling = ThreadPoolExecutor(1, thread_name_prefix="kvd-pace")
+        self._there: bool | None = None
 
     def bind(self, pool: "BlockPool") -> None:
         self._pool = pool
@@ -99,9 +105,20 @@ class SchedulerSide:
         self._loads.append(Load(request.request_id, hashes, first, tracked.blocks[first:end]))
         tracked.offered = end
 
+    def sources(self, request: "Request", tokens: int) -> dict[Any, int]:
+        """In vLLM's words, whence `tokens` come: the slowest tier of what was found."""
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+        tracked = self._requests.get(request.request_id)
+        tier = tracked.found.tier if tracked and tracked.found else None
+        known = {"dram": CacheHitSource.HOST, "nvme": CacheHitSource.DISK}
+        return {known.get(tier or "", CacheHitSource.EXTERNAL_UNSPECIFIED): tokens} if tokens else {}
+
     def orders(self, step: "SchedulerOutput") -> Orders:
         """What the workers are to load, and to store once the step is over."""
-        orders = Orders(self._settings.hash_seed(), self._generation, loads=self._loads)
+        self._tell_whether_kvd_is_there()
+        tokens = step.total_num_scheduled_tokens
+        orders = Orders(self._settings.hash_seed(), self._generation, tokens, self._loads)
         self._loads = []
         for new in step.scheduled_new_reqs:
             if tracked := self._requests.get(new.req_id):
@@ -143,9 +160,12 @@ class SchedulerSide:
 
     # What has come of it
 
-    def ended(self, ended: Ended | None) -> None:
+    def ended(self, ended: Ended) -> None:
         """Blocks that were stored may change again."""
-        for number in ended.stores if ended else ():
+        if ended.tokens_per_second is not None:
+            # The daemon is told by another thread: nothing here waits for it.
+            self._telling.submit(self._opened().set_prefill_rate, ended.tokens_per_second)
+        for number in ended.stores:
             if (held := self._held.pop(number, None)) and self._pool is not None:
                 self._pool.free_blocks(held)
 
@@ -175,8 +195,19 @@ class SchedulerSide:
         for tracked in self._requests.values():
             tracked.release()
         self._requests.clear()
+        self._telling.shutdown(wait=True, cancel_futures=True)
 
     # Helpers
+
+    def _tell_whether_kvd_is_there(self) -> None:
+        """Once when it goes, and once when it comes back."""
+        there = self._engine.epoch is not None
+        if there != self._there:
+            if there:
+                logger.info("joined kvd at %s", self._settings.socket)
+            else:
+                logger.warning("kvd does not answer at %s: everything is computed until it does", self._settings.socket)
+            self._there = there
 
     def _track(self, request: "Request") -> Tracked:
         if request.request_id not in self._requests:

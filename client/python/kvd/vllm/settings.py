@@ -1,9 +1,10 @@
 """What the connector was given, and what follows from it."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import kvd
 
@@ -20,6 +21,7 @@ class Settings:
 
     socket: Path
     instance: bytes
+    model: str
     match_deadline: float | None
     load_deadline: float | None
 
@@ -33,17 +35,19 @@ class Settings:
             socket=Path(extra["socket"]) if "socket" in extra else kvd.default_socket(),
             # All processes of an engine have its id.
             instance=hashlib.blake2b(str(transfer.engine_id).encode(), digest_size=16).digest(),
+            model=os.path.basename(config.model_config.model.rstrip("/")),
             match_deadline=extra.get("match_deadline"),
             load_deadline=extra.get("load_deadline"),
         )
 
-    def engine(self, role: str) -> kvd.Engine:
+    def engine(self, role: Literal["scheduler", "worker"]) -> kvd.Engine:
         """Joins the daemon when it is there."""
         return kvd.Engine(
             self.socket,
             instance=self.instance,
             role=role,
-            name=f"vllm-{role}",
+            # What an operator sees of it; the daemon takes 64 bytes.
+            name=f"vllm {role} {self.model}".encode()[:64].decode(errors="ignore"),
             match_deadline=self.match_deadline,
             load_deadline=self.load_deadline,
         )

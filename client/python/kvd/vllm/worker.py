@@ -9,15 +9,17 @@ import kvd
 
 from .memory import layout_of
 from .messages import Ended, Load, Orders, Store
+from .pace import Pace
 from .patience import Patience
 from .settings import Settings
+from .stats import CORRUPT, SECONDS, Stats
 
 if TYPE_CHECKING:
     import torch
 
     from .identity import Identity
 
-logger = logging.getLogger("kvd.vllm")
+logger = logging.getLogger("vllm.kvd")
 
 #: Loads wait for their requests, so they never stand behind stores.
 LOAD_THREADS = 2
@@ -38,16 +40,22 @@ class WorkerSide:
         self._view: tuple[tuple[bytes, int], kvd.View] | None = None
         self._loading = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="kvd-load")
         self._storing = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="kvd-store")
-        self._loads: dict[str, tuple[Load, Future[kvd.Loaded]]] = {}
-        self._stores: dict[int, Future[None]] = {}
+        self._loads: dict[str, tuple[Load, Future[tuple[kvd.Loaded, float]]]] = {}
+        self._stores: dict[int, Future[kvd.Stored | None]] = {}
         self._failed: set[int] = set()
         #: With stores alone: a load is a request's, which has found something just now.
         self._patience = Patience()
+        self._pace = Pace()
+        self._faster: float | None = None
+        self._stats = Stats()
         self._warned = float("-inf")
 
     def register(self, caches: "dict[str, torch.Tensor]") -> None:
         """vLLM's memory: described by its strides, or refused."""
         self._layout = layout_of(self._identity, caches, self._num_blocks)
+
+    def begin_step(self, orders: Orders) -> None:
+        self._pace.begin(orders.tokens)
 
     def start_loads(self, orders: Orders) -> None:
         for load in orders.loads:
@@ -56,25 +64,30 @@ class WorkerSide:
 
     def start_stores(self, orders: Orders) -> None:
         """The step is over: what it has computed is there."""
+        if (rate := self._pace.end()) is not None:
+            self._faster = rate
         for store in orders.stores:
             view = self._opened(orders)
             self._stores[store.number] = self._storing.submit(self._store, view, store)
 
-    def _load(self, view: kvd.View, load: Load) -> kvd.Loaded:
+    def _load(self, view: kvd.View, load: Load) -> tuple[kvd.Loaded, float]:
+        begun = time.perf_counter()
         # Under a lease of this process: the scheduler's is another's, and of another epoch after a restart.
         found = view.match(load.hashes)
         try:
-            return view.load(found, self._layout, load.blocks, first=load.first)
+            loaded = view.load(found, self._memory, load.blocks, first=load.first)
         finally:
             found.release()
+        return loaded, time.perf_counter() - begun
 
-    def _store(self, view: kvd.View, store: Store) -> None:
+    def _store(self, view: kvd.View, store: Store) -> kvd.Stored | None:
         if self._patience.is_over():
-            return
+            return None
         stored = view.store(
-            store.hashes, self._layout, store.blocks, parent=store.parent, first_position=store.first
+            store.hashes, self._memory, store.blocks, parent=store.parent, first_position=store.first
         )
         self._patience.note(stored.reason)
+        return stored
 
     def received(self) -> set[str]:
         """Requests whose loads are over. What is not in place is among the blocks of :meth:`failed_blocks`."""
@@ -82,10 +95,12 @@ class WorkerSide:
         for name in over:
             load, future = self._loads.pop(name)
             try:
-                loaded = future.result()
+                loaded, took = future.result()
                 blocks, reason = loaded.blocks, loaded.reason
+                self._count_load(loaded, took)
             except Exception as error:
-                blocks, reason = 0, error
+                blocks, reason = 0, str(error)
+            self._stats.add("missed", len(load.blocks) - blocks)
             if blocks < len(load.blocks):
                 self._failed.update(load.blocks[blocks:])
                 self._warn("%d of %d blocks were not loaded (%s): computed instead", len(load.blocks) - blocks,
@@ -100,14 +115,38 @@ class WorkerSide:
         """Stores that are over."""
         over = [number for number, future in self._stores.items() if future.done()]
         for number in over:
-            if error := self._stores.pop(number).exception():
+            try:
+                self._count_store(self._stores.pop(number).result())
+            except Exception as error:
                 self._warn("blocks were not stored: %s", error)
-        return Ended(dict.fromkeys(over, 1)) if over else None
+        faster, self._faster = self._faster, None
+        return Ended(dict.fromkeys(over, 1), faster) if over or faster is not None else None
+
+    def stats(self) -> Stats | None:
+        """Of what has ended since it was last asked."""
+        stats, self._stats = self._stats, Stats()
+        return None if stats.is_empty() else stats
+
+    def _count_load(self, loaded: kvd.Loaded, took: float) -> None:
+        for name, amount in (("dram", loaded.dram), ("nvme", loaded.nvme), ("object", loaded.object)):
+            self._stats.add(name, amount)
+        self._stats.add(CORRUPT, loaded.corrupt)
+        self._stats.add(SECONDS, took)
+
+    def _count_store(self, stored: kvd.Stored | None) -> None:
+        if stored is not None:
+            for name, amount in (("stored", stored.granted), ("present", stored.present), ("refused", stored.refused)):
+                self._stats.add(name, amount)
 
     def close(self) -> None:
         """Nothing touches vLLM's memory afterwards: calls have deadlines, and what was not begun is dropped."""
         for pool in (self._loading, self._storing):
             pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def _memory(self) -> kvd.Layout:
+        assert self._layout is not None, "vLLM registers its caches before anything is loaded or stored"
+        return self._layout
 
     def _opened(self, orders: Orders) -> kvd.View:
         key = (orders.hash_seed, orders.generation)

@@ -128,6 +128,7 @@ impl Link {
     /// Takes a place for a call, waiting for one if all are taken.
     pub(crate) fn call(&self, deadline: Instant) -> Result<Call<'_>, CallError> {
         let mut state = self.lock();
+        self.take_late_answers(&mut state);
         loop {
             if self.is_down() {
                 return Err(CallError::Down);
@@ -143,6 +144,7 @@ impl Link {
     /// Takes a place for a call if one is free now.
     pub(crate) fn try_call(&self, deadline: Instant) -> Option<Call<'_>> {
         let mut state = self.lock();
+        self.take_late_answers(&mut state);
         let place = state.calls.iter().position(|place| *place == Place::Free).filter(|_| !self.is_down())?;
         state.calls[place] = Place::Taken { token: 0, partial: None, last: None };
         Some(Call { link: self, place, op: Op::Release, deadline, spin: SPIN })
@@ -158,6 +160,14 @@ impl Link {
         if !self.give_back_with(&mut state, op, lease) {
             // Nobody waits for anything, so nobody has taken the answers, and the daemon waits for room.
             self.take_answers(&mut state);
+        }
+    }
+
+    /// What came too late for its call gives its lease back before the next call asks for one: else a daemon that stood still would
+    /// refuse that, for want of what nobody uses.
+    fn take_late_answers(&self, state: &mut State) {
+        if state.calls.iter().any(|place| matches!(place, Place::Abandoned { .. })) {
+            self.take_answers(state);
         }
     }
 

@@ -119,3 +119,24 @@ fn calls_miss_in_time_while_the_daemon_stands_still() {
     assert!(calls.store <= 2 * STORE_DEADLINE + SLACK, "a store took {:?}", calls.store);
     within(Duration::from_secs(10), "nothing is held afterwards", || Held::of(&scratch).leases == 0);
 }
+
+/// Each call that gave up has a lease by the time the daemon has answered it; together they are all that the engine may have.
+#[test]
+fn the_first_match_after_a_standstill_is_not_refused_for_those_before() {
+    let scratch = Scratch::new("late-leases");
+    let chain = 64;
+    // Half of it may be leased: less than five times the chain.
+    let options = DaemonOptions::sized("128MiB", "128MiB");
+    let daemon = Daemon::start(&scratch, &options);
+    let mut options = TestEngine::options(&scratch.socket(), 1);
+    options.match_deadline = Some(MATCH_DEADLINE);
+    let engine = TestEngine::join(options, 256 << 10, chain as usize).expect("the daemon accepts us");
+    assert_eq!(engine.store(1, 0, chain).granted, chain);
+    daemon.signal(Signal::STOP);
+    within(Duration::from_secs(5), "it stands still", || stands_still(&daemon));
+    (0..6).for_each(|_| assert_eq!(engine.find(1, chain).blocks(), 0));
+    daemon.signal(Signal::CONT);
+    // Long enough for all that was asked; nobody asks meanwhile.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(engine.find(1, chain).blocks(), chain);
+}

@@ -14,6 +14,8 @@ from ._kvd import file_digest
 
 #: What holds weights; where a folder has several kinds, the first is what engines load.
 KINDS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+#: Digests that are kept, the newest ones.
+KNOWN_MAX = 4096
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -59,7 +61,7 @@ def _write(cache: Path, known: dict[str, str]) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
-            json.dump(known, file)
+            json.dump(dict(list(known.items())[-KNOWN_MAX:]), file)
         os.replace(file.name, cache)
     except OSError:
         pass

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use pyo3::prelude::*;
 
+use crate::errors::released;
+
 /// Read at a time: what all cores hash while the next is read from the page cache.
 const CHUNK_BYTES: usize = 16 << 20;
 
 /// BLAKE3 of a file's bytes, on all cores.
 #[pyfunction]
 pub(crate) fn file_digest(py: Python<'_>, path: PathBuf) -> PyResult<[u8; 32]> {
-    Ok(py.detach(|| digest(&path))?)
+    Ok(released(py, || digest(&path))??)
 }
 
 fn digest(path: &Path) -> io::Result<[u8; 32]> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvd_client::{EngineOptions, InstanceId, Role, ViewSpec};
 use pyo3::prelude::*;
 
-use crate::errors::{ConnectError, refused};
+use crate::errors::{ConnectError, refused, released};
 use crate::spec::{Namespace, Shard, unknown};
 use crate::view::View;
 
@@ -42,7 +42,7 @@ impl Engine {
         if let Some(deadline) = store_deadline {
             options.store_deadline = seconds(deadline)?;
         }
-        let engine = py.detach(|| kvd_client::Engine::start(options));
+        let engine = released(py, || kvd_client::Engine::start(options))?;
         engine.map(Self).map_err(|error| ConnectError::new_err(error.to_string()))
     }
 
@@ -79,7 +79,7 @@ impl Engine {
     ) -> PyResult<View> {
         let (namespace, shard) = (&namespace.0, shard.0.clone());
         let spec = ViewSpec { namespace, group, shard, hash_bytes, prefill_tokens_per_second, token_ids };
-        py.detach(|| self.0.open_view(&spec)).map(View::new).map_err(refused)
+        released(py, || self.0.open_view(&spec))?.map(View::new).map_err(refused)
     }
 }
 

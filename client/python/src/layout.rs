@@ -4,7 +4,7 @@ use kvd_client::device::{Device, LaneOptions};
 use kvd_client::{BlockMemory, EngineLayout};
 use pyo3::prelude::*;
 
-use crate::errors::LayoutError;
+use crate::errors::{LayoutError, released};
 use crate::spec::{Group, Shard};
 use crate::sys;
 
@@ -71,7 +71,7 @@ impl Layout {
         device: Option<u32>,
         owner: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
-        let layout = py.detach(|| match device {
+        let layout = released(py, || match device {
             None => {
                 let here = |plane: &PlaneMemory| sys::host(plane.address, plane.bytes).map(|memory| plane.at(memory));
                 let memories = memories.iter().map(here).collect::<Option<Vec<_>>>();
@@ -79,7 +79,7 @@ impl Layout {
                 EngineLayout::new(&group.0, &shard.0, block_tokens, memories).map_err(|error| error.to_string())
             }
             Some(ordinal) => on_device(ordinal, group, shard, block_tokens, &memories),
-        });
+        })?;
         Ok(Self { inner: layout.map_err(LayoutError::new_err)?, _owner: owner })
     }
 

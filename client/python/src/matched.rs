@@ -5,6 +5,8 @@ use std::sync::{PoisonError, RwLock};
 use kvd_client::MissReason;
 use pyo3::prelude::*;
 
+use crate::errors::released;
+
 /// A prefix that was found, held for this engine until it is released or collected.
 #[pyclass(frozen)]
 pub(crate) struct Match {
@@ -72,8 +74,8 @@ impl Match {
     }
 
     /// Gives the hold back, after loads from it that are under way.
-    fn release(&self, py: Python<'_>) {
-        py.detach(|| drop(self.found.write().unwrap_or_else(PoisonError::into_inner).take()));
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        released(py, || drop(self.found.write().unwrap_or_else(PoisonError::into_inner).take()))
     }
 
     fn __repr__(&self) -> String {

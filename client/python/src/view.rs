@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
 use crate::engine::seconds;
-use crate::errors::refused;
+use crate::errors::{refused, released};
 use crate::layout::Layout;
 use crate::matched::{Loaded, Match, Stored};
 
@@ -32,17 +32,17 @@ impl View {
     #[pyo3(name = "match", signature = (hashes, *, within=None))]
     fn match_prefix(&self, py: Python<'_>, hashes: Vec<PyBackedBytes>, within: Option<f64>) -> PyResult<Match> {
         let (hashes, within) = (block_hashes(&hashes)?, within.map(seconds).transpose()?);
-        Ok(Match::new(py.detach(|| match within {
+        let found = released(py, || match within {
             Some(within) => self.0.match_prefix_within(&hashes, within),
             None => self.0.match_prefix(&hashes),
-        })))
+        })?;
+        Ok(Match::new(found))
     }
 
     /// Asks for a chain's blocks to be brought towards DRAM. Never waits.
     fn prefetch(&self, py: Python<'_>, hashes: Vec<PyBackedBytes>) -> PyResult<()> {
         let hashes = block_hashes(&hashes)?;
-        py.detach(|| self.0.prefetch(&hashes));
-        Ok(())
+        released(py, || self.0.prefetch(&hashes))
     }
 
     /// Copies blocks `first..` of what was found to these places; never later than `within` seconds (the engine's load deadline).
@@ -59,13 +59,13 @@ impl View {
     ) -> PyResult<Loaded> {
         let (targets, within) = (layout.blocks(&indices)?, within.map(seconds).transpose()?);
         let end = first.saturating_add(u32::try_from(targets.len()).unwrap_or(u32::MAX));
-        let loaded = py.detach(|| {
+        let loaded = released(py, || {
             found.with(|found| match within {
                 Some(within) => self.0.load_within(found, first..end, &targets, within),
                 None => self.0.load(found, first..end, &targets),
             })
         });
-        Ok(Loaded(loaded))
+        loaded.map(Loaded)
     }
 
     /// Gives a chain's next blocks to the daemon: those behind `parent`, `first_position` blocks from the chain's beginning. When it
@@ -86,12 +86,12 @@ impl View {
         let parent = parent.map(|parent| BlockHash::new(&parent)).transpose().map_err(refused)?;
         let tokens = tokens.unwrap_or_default();
         let request = StoreRequest { parent, first_position, hashes: &hashes, sources: &sources, tokens: &tokens };
-        Ok(Stored(py.detach(|| self.0.store(&request))))
+        released(py, || self.0.store(&request)).map(Stored)
     }
 
     /// Tells the daemon how fast this engine computes, so that it takes no hit that would lose.
-    fn set_prefill_rate(&self, py: Python<'_>, tokens_per_second: f64) {
-        py.detach(|| self.0.set_prefill_rate(tokens_per_second));
+    fn set_prefill_rate(&self, py: Python<'_>, tokens_per_second: f64) -> PyResult<()> {
+        released(py, || self.0.set_prefill_rate(tokens_per_second))
     }
 }
 

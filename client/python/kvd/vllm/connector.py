@@ -10,7 +10,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from .identity import identity_of
+from .identity import form_of, name_of
 from .messages import Ended, Orders
 from .scheduler import SchedulerSide
 from .settings import Settings
@@ -37,17 +37,17 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: "VllmConfig", role: KVConnectorRole, kv_cache_config: "KVCacheConfig") -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        settings, identity = Settings.of(vllm_config), identity_of(vllm_config, kv_cache_config)
+        settings, form = Settings.of(vllm_config), form_of(vllm_config, kv_cache_config)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         if role is KVConnectorRole.SCHEDULER:
             # A block that does not come is computed. vLLM's default is to fail the request, and it reads this after the connector
             # was made.
             vllm_config.kv_transfer_config.kv_load_failure_policy = "recompute"
-            hash_tokens = kv_cache_config.hash_block_size or identity.block_tokens
-            self._scheduler = SchedulerSide(identity, settings, hash_tokens)
+            hash_tokens = kv_cache_config.hash_block_size or form.block_tokens
+            self._scheduler = SchedulerSide(form, name_of(vllm_config, kv_cache_config), settings, hash_tokens)
         else:
-            self._worker = WorkerSide(identity, settings, kv_cache_config.num_blocks)
+            self._worker = WorkerSide(form, settings, kv_cache_config.num_blocks)
         logger.info("kvd: %s, socket %s", role.name.lower(), settings.socket)
 
     @property
@@ -78,7 +78,7 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
         if isinstance(ended := connector_output.kv_connector_worker_meta, Ended):
             self._deciding.ended(ended)
         received, failed = connector_output.finished_recving, connector_output.invalid_block_ids
-        self._deciding.received(set(received or ()), set(failed or ()))
+        self._deciding.received(received or (), set(failed or ()))
 
     def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         # Blocks that are still being stored are held one by one, so the request's may go.
@@ -95,7 +95,8 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
         return self._scheduler is not None and self._scheduler.busy()
 
     def reset_cache(self) -> bool | None:
-        """Asked for when the weights were updated in place: from here on it is another namespace."""
+        """Asked for when the weights were updated in place: from here on it is another namespace. vLLM asks for it as well when it
+        sleeps and when it pauses, and does not say which it is."""
         if self._scheduler is not None:
             self._scheduler.forget()
         return True

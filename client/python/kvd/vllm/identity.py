@@ -1,13 +1,15 @@
-"""What vLLM's blocks are: the namespace in which they may be exchanged.
+"""What vLLM's blocks are: the form in which they lie in memory, and the namespace in which they may be exchanged.
 
-Everything that changes their bytes is part of it; what only changes where they lie is not.
+Everything that changes their bytes is part of the namespace; what only changes where they lie is not. The scheduler's side names the
+namespace and tells the workers: some models change their configuration when they are loaded.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+import platform
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import kvd
 from kvd import weights
@@ -22,80 +24,101 @@ class Unsupported(ValueError):
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What the scheduler and the workers of one engine agree on."""
+class Form:
+    """A block: what both sides read from vLLM's description of its cache."""
 
     group: kvd.Group
     shard: kvd.Shard
     block_tokens: int
     heads: int
-    #: Elements of a token's key, and of its value, in one head.
-    key_elements: int
-    value_elements: int
+    #: Elements of a token's key and value in one head.
+    content: int
+
+
+@dataclass(frozen=True)
+class Name:
+    """The namespace, but for the form."""
+
     model: str
-    weights_digest: bytes
+    digest: bytes
     kv_dtype: str
     scale_scheme: str
     hash_algorithm: str
+    hash_seed: bytes
 
-    def namespace(self, hash_seed: bytes, generation: int) -> kvd.Namespace:
-        """The namespace; weights that were updated in place `generation` times are others."""
-        digest = self.weights_digest
-        if generation:
-            digest = hashlib.blake2b(digest + generation.to_bytes(8, "little"), digest_size=32).digest()
+    @property
+    def hash_bytes(self) -> int:
+        return 16 if "xxhash" in self.hash_algorithm else 32
+
+    def namespace(self, form: Form) -> kvd.Namespace:
         return kvd.Namespace(
             self.model,
-            weights_digest=digest,
+            weights_digest=self.digest,
             kv_dtype=self.kv_dtype,
             scale_scheme=self.scale_scheme,
             hash_algorithm=self.hash_algorithm,
-            hash_seed=hash_seed,
-            block_tokens=self.block_tokens,
-            groups=[self.group],
+            hash_seed=self.hash_seed,
+            block_tokens=form.block_tokens,
+            groups=[form.group],
         )
 
+    def with_weights(self, mark: bytes) -> "Name":
+        """The namespace of weights that were updated in place: `mark` is theirs alone, drawn when they were."""
+        return replace(self, digest=_digest(self.digest, mark))
 
-def identity_of(config: "VllmConfig", caches: "KVCacheConfig") -> Identity:
+
+def form_of(config: "VllmConfig", caches: "KVCacheConfig") -> Form:
     """Describes an engine's blocks, or raises :class:`Unsupported`."""
-    spec = _only_group(config, caches)
-    heads, per_token = spec.num_kv_heads, spec.state_content_size_bytes
-    layers = len(caches.kv_cache_groups[0].layer_names)
+    spec = _only_spec(config, caches)
+    heads, layers = spec.num_kv_heads, len(caches.kv_cache_groups[0].layer_names)
     plane = kvd.Plane(
         "kv",
         layers=layers,
         heads=heads,
-        unit_bytes=spec.block_size * per_token,
-        unit_order="token_kv_dim",
+        unit_bytes=spec.block_size * spec.state_content_size_bytes,
+        # How vLLM orders the bytes of a head differs from processor to processor, and from one of its versions to the next.
+        unit_order="opaque",
         k_dim=spec.head_size,
         v_dim=spec.head_size_v,
     )
-    scheme = "" if spec.kv_quant_mode.value == 0 else spec.kv_quant_mode.name.lower()
-    return Identity(
+    return Form(
         group=kvd.Group([plane]),
         shard=kvd.Shard((0, layers), (0, heads)),
         block_tokens=spec.block_size,
         heads=heads,
-        key_elements=spec.head_size,
-        value_elements=spec.head_size_v,
-        model=_bounded(config.model_config.model, 256),
-        weights_digest=_weights(config),
-        kv_dtype=str(spec.dtype).removeprefix("torch."),
-        scale_scheme=scheme,
-        hash_algorithm=f"vllm-{config.cache_config.prefix_caching_hash_algo}",
+        content=spec.head_size + spec.head_size_v,
     )
 
 
-def _only_group(config: "VllmConfig", caches: "KVCacheConfig") -> "FullAttentionSpec":
+def name_of(config: "VllmConfig", caches: "KVCacheConfig") -> Name:
+    """Names the namespace, or raises :class:`Unsupported`."""
+    spec, cache = _only_spec(config, caches), config.cache_config
+    quantized = spec.kv_quant_mode.value != 0
+    return Name(
+        # For people; where the model lies does not change a byte of it.
+        model=str(config.model_config.architecture),
+        digest=_digest(_weights(config), json.dumps(_about(config), sort_keys=True, default=str).encode()),
+        kv_dtype=f"{cache.cache_dtype}/{spec.dtype}".removeprefix("auto/").replace("torch.", ""),
+        scale_scheme=spec.kv_quant_mode.name.lower() if quantized else "",
+        hash_algorithm=f"vllm-{cache.prefix_caching_hash_algo}",
+        hash_seed=b"",
+    )
+
+
+def _only_spec(config: "VllmConfig", caches: "KVCacheConfig") -> "FullAttentionSpec":
     """The one kind of cache that is known so far. What is not known is refused, and never guessed."""
+    from vllm.platforms import current_platform
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-    parallel = config.parallel_config
-    if parallel.tensor_parallel_size * parallel.pipeline_parallel_size != 1:
-        raise Unsupported("kvd.vllm runs with one worker per engine so far: set tensor and pipeline parallel sizes to 1")
+    if not current_platform.is_cpu():
+        raise Unsupported("kvd.vllm runs with vLLM on CPUs so far")
+    if config.parallel_config.world_size != 1:
+        raise Unsupported("kvd.vllm runs with one worker per engine so far: set all parallel sizes to 1")
     if config.lora_config is not None:
         raise Unsupported("kvd.vllm cannot tell two LoRA adapters of one name apart so far: run it without --enable-lora")
-    groups = caches.kv_cache_groups
-    specs = [group.kv_cache_spec for group in groups]
+    if config.model_config.is_multimodal_model:
+        raise Unsupported("kvd.vllm knows models of text alone so far: a name that a client gives an image is no digest of it")
+    specs = [group.kv_cache_spec for group in caches.kv_cache_groups]
     if len(specs) != 1 or type(specs[0]) is not FullAttentionSpec:
         kinds = ", ".join(type(spec).__name__ for spec in specs)
         raise Unsupported(f"kvd.vllm knows models with full attention alone so far, not {kinds}")
@@ -112,23 +135,36 @@ def _only_group(config: "VllmConfig", caches: "KVCacheConfig") -> "FullAttention
     return spec
 
 
+def _about(config: "VllmConfig") -> dict[str, Any]:
+    """What beside the weights decides the bytes of a block."""
+    import torch
+    import vllm
+
+    model = config.model_config
+    described = model.hf_config.to_dict()
+    described.pop("_name_or_path", None)
+    return {
+        "config": described,
+        "dtype": str(model.dtype),
+        # Some scale positions by the longest prompt.
+        "max_model_len": model.max_model_len,
+        "quantization": [str(model.quantization), str(getattr(model, "quantization_config", None))],
+        "vllm": vllm.__version__,
+        # What vLLM's kernels for CPUs order a head's bytes by.
+        "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.cpu._is_amx_tile_supported()],
+    }
+
+
 def _weights(config: "VllmConfig") -> bytes:
-    """Over the weights and over what vLLM makes of them."""
     model, extra = config.model_config, config.kv_transfer_config.kv_connector_extra_config
     if given := extra.get("weights_digest"):
-        files = bytes.fromhex(given)
-        if len(files) != 32:
+        digest = bytes.fromhex(given)
+        if len(digest) != 32:
             raise Unsupported("weights_digest has 64 hexadecimal digits")
-    elif config.load_config.load_format == "dummy":
-        files = b"dummy" + str(model.seed).encode()
-    else:
-        files = weights.digest_of(_weight_files(model.model, model.revision))
-    about = model.hf_config.to_dict()
-    # Where the files lie does not change a byte of a block.
-    about.pop("_name_or_path", None)
-    made = {"config": about, "dtype": str(model.dtype), "quantization": str(model.quantization)}
-    text = json.dumps(made, sort_keys=True, default=str).encode()
-    return hashlib.blake2b(files + text, digest_size=32).digest()
+        return digest
+    if config.load_config.load_format == "dummy":
+        return _digest(b"dummy", str(model.seed).encode())
+    return weights.digest_of(_weight_files(model.model, model.revision))
 
 
 def _weight_files(model: str, revision: str | None) -> list[Path]:
@@ -145,7 +181,9 @@ def _weight_files(model: str, revision: str | None) -> list[Path]:
     raise Unsupported(f"{folder} holds no weights that kvd knows: give weights_digest in kv_connector_extra_config")
 
 
-def _bounded(name: str, most: int) -> str:
-    """A name for people, kept within its bound: the digest tells models apart."""
-    encoded = name.encode()
-    return name if len(encoded) <= most else encoded[-most:].decode(errors="ignore")
+def _digest(*parts: bytes) -> bytes:
+    """Over parts whose ends are part of it."""
+    whole = hashlib.blake2b(digest_size=32)
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "little") + part)
+    return whole.digest()

@@ -1,8 +1,12 @@
 """What the scheduler's side tells the worker's, and the other way round."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
+
+if TYPE_CHECKING:
+    from .identity import Name
 
 
 @dataclass
@@ -30,8 +34,7 @@ class Store:
 class Orders(KVConnectorMetadata):
     """What a step is to load, and to store when it is over."""
 
-    hash_seed: bytes
-    generation: int
+    name: "Name"
     #: That the step computes.
     tokens: int = 0
     loads: list[Load] = field(default_factory=list)
@@ -40,15 +43,11 @@ class Orders(KVConnectorMetadata):
 
 @dataclass
 class Ended(KVConnectorWorkerMetadata):
-    """Stores that are over, whatever became of them, and how many workers say so; and the pace of prompts, where it changed."""
+    """Stores that are over, whatever became of them, and the pace of prompts, where it changed."""
 
-    stores: dict[int, int] = field(default_factory=dict)
+    stores: list[int] = field(default_factory=list)
     tokens_per_second: float | None = None
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "Ended":
-        assert isinstance(other, Ended)
-        for number, workers in other.stores.items():
-            self.stores[number] = self.stores.get(number, 0) + workers
-        paces = [pace for pace in (self.tokens_per_second, other.tokens_per_second) if pace is not None]
-        self.tokens_per_second = min(paces, default=None)
-        return self
+        # A store is over when the last worker says so; there is one.
+        raise NotImplementedError("kvd.vllm runs with one worker per engine")

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 #: Names in ``kv_connector_extra_config``.
 NAMES = {"socket", "weights_digest", "match_deadline", "load_deadline"}
+#: Seconds, the daemon's own defaults.
+MATCH_DEADLINE = 0.05
+LOAD_DEADLINE = 2.0
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Settings:
     socket: Path
     instance: bytes
     model: str
-    match_deadline: float | None
-    load_deadline: float | None
+    match_deadline: float
+    load_deadline: float
 
     @classmethod
     def of(cls, config: "VllmConfig") -> "Settings":
@@ -36,8 +39,8 @@ class Settings:
             # All processes of an engine have its id.
             instance=hashlib.blake2b(str(transfer.engine_id).encode(), digest_size=16).digest(),
             model=os.path.basename(config.model_config.model.rstrip("/")),
-            match_deadline=extra.get("match_deadline"),
-            load_deadline=extra.get("load_deadline"),
+            match_deadline=float(extra.get("match_deadline", MATCH_DEADLINE)),
+            load_deadline=float(extra.get("load_deadline", LOAD_DEADLINE)),
         )
 
     def engine(self, role: Literal["scheduler", "worker"]) -> kvd.Engine:

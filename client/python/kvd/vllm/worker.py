@@ -13,11 +13,12 @@ from .pace import Pace
 from .patience import Patience
 from .settings import Settings
 from .stats import CORRUPT, SECONDS, Stats
+from .views import Views
 
 if TYPE_CHECKING:
     import torch
 
-    from .identity import Identity
+    from .identity import Form, Name
 
 logger = logging.getLogger("vllm.kvd")
 
@@ -31,16 +32,15 @@ WARN_EVERY = 60.0
 class WorkerSide:
     """Moves; decides nothing."""
 
-    def __init__(self, identity: "Identity", settings: Settings, num_blocks: int) -> None:
-        self._identity = identity
+    def __init__(self, form: "Form", settings: Settings, num_blocks: int) -> None:
+        self._form = form
+        self._settings = settings
         self._num_blocks = num_blocks
-        self._engine = settings.engine("worker")
+        self._views = Views(form, settings, "worker")
         self._layout: kvd.Layout | None = None
-        #: The view of the namespace that the scheduler has spoken of last.
-        self._view: tuple[tuple[bytes, int], kvd.View] | None = None
         self._loading = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="kvd-load")
         self._storing = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="kvd-store")
-        self._loads: dict[str, tuple[Load, Future[tuple[kvd.Loaded, float]]]] = {}
+        self._loads: dict[str, tuple[Load, Future[tuple[kvd.Loaded | None, float]]]] = {}
         self._stores: dict[int, Future[kvd.Stored | None]] = {}
         self._failed: set[int] = set()
         #: With stores alone: a load is a request's, which has found something just now.
@@ -52,36 +52,39 @@ class WorkerSide:
 
     def register(self, caches: "dict[str, torch.Tensor]") -> None:
         """vLLM's memory: described by its strides, or refused."""
-        self._layout = layout_of(self._identity, caches, self._num_blocks)
+        self._layout = layout_of(self._form, caches, self._num_blocks)
 
     def begin_step(self, orders: Orders) -> None:
         self._pace.begin(orders.tokens)
 
     def start_loads(self, orders: Orders) -> None:
+        asked = time.monotonic()
         for load in orders.loads:
-            view = self._opened(orders)
-            self._loads[load.request] = (load, self._loading.submit(self._load, view, load))
+            self._loads[load.request] = (load, self._loading.submit(self._load, orders.name, load, asked))
 
     def start_stores(self, orders: Orders) -> None:
         """The step is over: what it has computed is there."""
         if (rate := self._pace.end()) is not None:
             self._faster = rate
         for store in orders.stores:
-            view = self._opened(orders)
-            self._stores[store.number] = self._storing.submit(self._store, view, store)
+            self._stores[store.number] = self._storing.submit(self._store, orders.name, store)
 
-    def _load(self, view: kvd.View, load: Load) -> tuple[kvd.Loaded, float]:
-        begun = time.perf_counter()
+    def _load(self, name: "Name", load: Load, asked: float) -> tuple[kvd.Loaded | None, float]:
+        """`None` where the request has waited long enough before its turn came."""
+        until = asked + self._settings.load_deadline
+        if (left := until - time.monotonic()) <= 0 or (view := self._views.of(name, left)) is None:
+            return None, time.monotonic() - asked
         # Under a lease of this process: the scheduler's is another's, and of another epoch after a restart.
-        found = view.match(load.hashes)
+        found = view.match(load.hashes, within=max(until - time.monotonic(), 0))
         try:
-            loaded = view.load(found, self._memory, load.blocks, first=load.first)
+            left = max(until - time.monotonic(), 0)
+            loaded = view.load(found, self._memory, load.blocks, first=load.first, within=left)
         finally:
             found.release()
-        return loaded, time.perf_counter() - begun
+        return loaded, time.monotonic() - asked
 
-    def _store(self, view: kvd.View, store: Store) -> kvd.Stored | None:
-        if self._patience.is_over():
+    def _store(self, name: "Name", store: Store) -> kvd.Stored | None:
+        if self._patience.is_over() or (view := self._views.of(name, self._settings.match_deadline)) is None:
             return None
         stored = view.store(
             store.hashes, self._memory, store.blocks, parent=store.parent, first_position=store.first
@@ -96,7 +99,7 @@ class WorkerSide:
             load, future = self._loads.pop(name)
             try:
                 loaded, took = future.result()
-                blocks, reason = loaded.blocks, loaded.reason
+                blocks, reason = (loaded.blocks, loaded.reason) if loaded else (0, "timeout")
                 self._count_load(loaded, took)
             except Exception as error:
                 blocks, reason = 0, str(error)
@@ -120,18 +123,20 @@ class WorkerSide:
             except Exception as error:
                 self._warn("blocks were not stored: %s", error)
         faster, self._faster = self._faster, None
-        return Ended(dict.fromkeys(over, 1), faster) if over or faster is not None else None
+        return Ended(over, faster) if over or faster is not None else None
 
     def stats(self) -> Stats | None:
         """Of what has ended since it was last asked."""
         stats, self._stats = self._stats, Stats()
         return None if stats.is_empty() else stats
 
-    def _count_load(self, loaded: kvd.Loaded, took: float) -> None:
+    def _count_load(self, loaded: kvd.Loaded | None, took: float) -> None:
+        self._stats.add(SECONDS, took)
+        if loaded is None:
+            return
         for name, amount in (("dram", loaded.dram), ("nvme", loaded.nvme), ("object", loaded.object)):
             self._stats.add(name, amount)
         self._stats.add(CORRUPT, loaded.corrupt)
-        self._stats.add(SECONDS, took)
 
     def _count_store(self, stored: kvd.Stored | None) -> None:
         if stored is not None:
@@ -142,18 +147,12 @@ class WorkerSide:
         """Nothing touches vLLM's memory afterwards: calls have deadlines, and what was not begun is dropped."""
         for pool in (self._loading, self._storing):
             pool.shutdown(wait=True, cancel_futures=True)
+        self._views.close()
 
     @property
     def _memory(self) -> kvd.Layout:
         assert self._layout is not None, "vLLM registers its caches before anything is loaded or stored"
         return self._layout
-
-    def _opened(self, orders: Orders) -> kvd.View:
-        key = (orders.hash_seed, orders.generation)
-        if self._view is None or self._view[0] != key:
-            namespace = self._identity.namespace(*key)
-            self._view = (key, self._engine.open_view(namespace, shard=self._identity.shard))
-        return self._view[1]
 
     def _warn(self, text: str, *values: object) -> None:
         now = time.monotonic()

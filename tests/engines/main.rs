@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod decisions;
 mod engine;
 mod faults;
 mod setup;

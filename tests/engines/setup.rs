@@ -9,10 +9,21 @@ use serde_json::Value;
 /// An installed engine.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
-    /// A Python that has vLLM and the wheel of this checkout.
-    pub(crate) python: PathBuf,
+    /// A Python that has vLLM.
+    python: PathBuf,
+    /// The wheel of this checkout, for its path.
+    packages: PathBuf,
     /// The model's folder.
     pub(crate) model: PathBuf,
+}
+
+impl Setup {
+    /// That Python, which finds the wheel.
+    pub(crate) fn python(&self) -> Command {
+        let mut python = Command::new(&self.python);
+        python.env("PYTHONPATH", &self.packages);
+        python
+    }
 }
 
 /// How much is run.
@@ -40,18 +51,23 @@ pub(crate) fn setup(form: Form) -> Result<Setup, String> {
     if form > asked {
         return Err("make test-engines runs it".into());
     }
-    SETUP.get_or_init(prepare).clone()
+    let setup = SETUP.get_or_init(prepare).clone();
+    assert!(setup.is_ok() || asked == Form::Short, "an engine was asked for: {setup:?}");
+    setup
 }
+
+/// What the script ends with where an engine is not to be had on this machine. Anything else is a failure of ours.
+const NOT_TO_BE_HAD: i32 = 3;
 
 fn prepare() -> Result<Setup, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/engines.sh");
-    let ended = Command::new(script).output().map_err(|error| error.to_string())?;
+    let ended = Command::new(script).output().expect("the script can be started");
     let told = String::from_utf8_lossy(&ended.stderr);
-    if !ended.status.success() {
-        let last = told.lines().rfind(|line| !line.is_empty()).unwrap_or("no reason given");
-        return Err(format!("vLLM cannot be prepared: {last}"));
+    if ended.status.code() == Some(NOT_TO_BE_HAD) {
+        return Err(told.lines().rfind(|line| !line.is_empty()).unwrap_or("no reason given").to_owned());
     }
-    let paths: Value = serde_json::from_slice(&ended.stdout).map_err(|error| error.to_string())?;
-    let path = |name: &str| paths[name].as_str().map(PathBuf::from).ok_or_else(|| format!("no {name}"));
-    Ok(Setup { python: path("python")?, model: path("model")? })
+    assert!(ended.status.success(), "deploy/engines.sh failed:\n{told}");
+    let paths: Value = serde_json::from_slice(&ended.stdout).expect("one JSON object");
+    let path = |name: &str| PathBuf::from(paths[name].as_str().expect("a path"));
+    Ok(Setup { python: path("python"), packages: path("packages"), model: path("model") })
 }

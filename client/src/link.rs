@@ -43,6 +43,8 @@ pub(crate) struct Link {
     /// Signalled when the session has ended.
     ended: Arc<EventFd>,
     down: AtomicBool,
+    /// Whether the daemon ever completed a call.
+    answered: AtomicBool,
     /// Who made it: a child that inherits it must leave it alone.
     process: u32,
     /// Guards the request ring. Taken with `state` held, never the other way round.
@@ -103,6 +105,7 @@ impl Link {
             bell,
             ended,
             down: AtomicBool::new(false),
+            answered: AtomicBool::new(false),
             process: std::process::id(),
             sender: Mutex::new(Sender { producer: rings.0, give_back: VecDeque::new() }),
             state: Mutex::new(state),
@@ -113,6 +116,12 @@ impl Link {
     pub(crate) fn is_down(&self) -> bool {
         // SeqCst: see Session::begin_copy.
         self.down.load(Ordering::SeqCst)
+    }
+
+    /// Whether the daemon did more than greet.
+    pub(crate) fn has_answered(&self) -> bool {
+        // Relaxed: nothing comes with it.
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Ends the session for every waiting and later call.
@@ -295,6 +304,7 @@ impl Link {
     }
 
     fn deliver(&self, state: &mut State, completion: Completion) {
+        self.answered.store(true, Ordering::Relaxed);
         let Ok(place) = usize::try_from(completion.token & NOBODY) else { return };
         match state.calls.get_mut(place) {
             Some(Place::Taken { token, partial, last }) if *token == completion.token => match completion.status {

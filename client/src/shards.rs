@@ -4,7 +4,7 @@
 //! the view's is put together from them.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvd_nixl::device::Stretch;
@@ -27,6 +27,8 @@ pub(crate) struct Others {
     block_tokens: u32,
     /// Guards what the daemon told; not held while it is asked.
     known: Mutex<Known>,
+    /// Rung when it has told.
+    told: Condvar,
 }
 
 /// The daemon has so much of the time that is left to tell of its shards.
@@ -38,6 +40,8 @@ struct Known {
     message: OpenView,
     /// When which daemon was asked last.
     asked: Option<(SessionId, Instant)>,
+    /// The daemon that told `sources`, or did not answer in time.
+    told_by: Option<SessionId>,
     sources: Arc<Sources>,
 }
 
@@ -103,9 +107,9 @@ impl Excerpt {
 
 impl Others {
     pub(crate) fn new(group: &GroupSpec, shard: &Shard, block_tokens: u32, message: OpenView) -> Self {
-        let known = Mutex::new(Known { message, asked: None, sources: Arc::default() });
+        let known = Mutex::new(Known { message, asked: None, told_by: None, sources: Arc::default() });
         let layer_units = group.layer_units(shard);
-        Self { group: group.clone(), shard: shard.clone(), layer_units, block_tokens, known }
+        Self { group: group.clone(), shard: shard.clone(), layer_units, block_tokens, known, told: Condvar::new() }
     }
 
     /// The layers of the view's shard.
@@ -134,16 +138,19 @@ impl Others {
     /// The shards that the daemon has now, or had a moment ago.
     pub(crate) fn ask(&self, session: &Session, view: u16, deadline: Instant) -> Arc<Sources> {
         let now = Instant::now();
+        let until = now + deadline.saturating_duration_since(now) / ASKING_PART;
         {
             let mut known = self.lock();
             let fresh = |(asked, when): (SessionId, Instant)| asked == session.id && now < when + ASK_AGAIN;
-            if known.asked.is_some_and(fresh) || !session.terms.lists_shards {
+            if !session.terms.lists_shards {
                 return known.sources.clone();
+            }
+            if known.asked.is_some_and(fresh) {
+                return self.once_told(known, session.id, until);
             }
             // Before it is asked: other threads do not ask as well.
             known.asked = Some((session.id, now));
         }
-        let until = now + deadline.saturating_duration_since(now) / ASKING_PART;
         let answer = session.control.ask(Body::ListShards(ListShards { view: view.into() }), until);
         let mut known = self.lock();
         match answer {
@@ -154,7 +161,18 @@ impl Others {
                 session.control_failed(error);
             }
         }
+        known.told_by = Some(session.id);
+        self.told.notify_all();
         known.sources.clone()
+    }
+
+    /// What this daemon told; waits where another thread asks it for the first time. What an earlier daemon told is not its word.
+    fn once_told(&self, known: MutexGuard<'_, Known>, daemon: SessionId, until: Instant) -> Arc<Sources> {
+        let left = until.saturating_duration_since(Instant::now());
+        let untold =
+            |known: &mut Known| known.told_by != Some(daemon) && known.asked.is_some_and(|(asked, _)| asked == daemon);
+        let waited = self.told.wait_timeout_while(known, left, untold);
+        waited.unwrap_or_else(PoisonError::into_inner).0.sources.clone()
     }
 
     /// Takes in what the daemon told.

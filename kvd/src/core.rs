@@ -22,6 +22,7 @@ mod moves;
 mod namespaces;
 mod operate;
 mod options;
+mod predecessor;
 mod preparer;
 mod questions;
 mod requests;

@@ -22,10 +22,12 @@ struct KvdPiece {
   u32 bytes;           // of the piece in a record: a multiple of the unit, but perhaps in the last piece
   u32 first_unit;      // flat_offset / unit_bytes
   u32 record_unit;     // that unit's number in the record, where the payload is only a part of one
+  u32 in_record;       // where the piece begins in the record itself
+  u32 reserved;
 };
 
 struct KvdRecord {
-  u64 flat;   // address of the flat payload, a multiple of 16: the record, or the part of it that moves
+  u64 flat;   // address of the flat payload, a multiple of 16: the record, or the part of it that moves by itself
   u64 index;  // number of the block
   u64 seed;   // of the record
 };
@@ -38,15 +40,16 @@ struct KvdJob {
   u64 sums;     // address of u64[record_count * units]: unit u of record r has r * units + u
   u32 piece_count, record_count;
   u32 units, unit_bytes;  // units of a payload, and bytes of each but perhaps the last
-  u32 payload_bytes;
-  u32 reserved;
+  u32 payload_bytes;      // what moves of a record
+  u32 whole;              // 1: flat is the whole record, of which the pieces are a part
 };
 
-static_assert(sizeof(KvdPiece) == 72 && sizeof(KvdRecord) == 24 && sizeof(KvdJob) == 48, "mirrored in job.rs");
+static_assert(sizeof(KvdPiece) == 80 && sizeof(KvdRecord) == 24 && sizeof(KvdJob) == 48, "mirrored in job.rs");
 #ifndef __CUDACC_RTC__  // The compiler that build.sh uses knows no offsetof; there the sizes above leave no room for padding.
 static_assert(__builtin_offsetof(KvdPiece, strides) == 16 && __builtin_offsetof(KvdPiece, counts) == 40, "job.rs");
 static_assert(__builtin_offsetof(KvdPiece, fragment_bytes) == 52 && __builtin_offsetof(KvdPiece, bytes) == 60, "job.rs");
-static_assert(__builtin_offsetof(KvdPiece, first_unit) == 64 && __builtin_offsetof(KvdRecord, seed) == 16, "job.rs");
+static_assert(__builtin_offsetof(KvdPiece, first_unit) == 64 && __builtin_offsetof(KvdPiece, in_record) == 72, "job.rs");
+static_assert(__builtin_offsetof(KvdRecord, seed) == 16, "job.rs");
 static_assert(__builtin_offsetof(KvdJob, piece_count) == 24 && __builtin_offsetof(KvdJob, units) == 32, "job.rs");
 static_assert(__builtin_offsetof(KvdJob, payload_bytes) == 40, "job.rs");
 #endif
@@ -386,14 +389,19 @@ __device__ __forceinline__ void move_records(const KvdJob& job) {
   const u32 width = job.unit_bytes > kShortBytes ? 32 : 1, lane = threadIdx.x % 32;
   const u32 worker = (blockIdx.x * blockDim.x + threadIdx.x) / width, workers = gridDim.x * blockDim.x / width;
   u32 number = worker / job.units, unit = worker % job.units;
+  // The table of records lies in host memory: the next row is asked for before this unit, for the bus takes as long as a unit does.
+  const KvdRecord* const records = reinterpret_cast<const KvdRecord*>(job.records);
+  KvdRecord record = number < job.record_count ? records[number] : KvdRecord{};
   while (number < job.record_count) {
-    const KvdRecord record = reinterpret_cast<const KvdRecord*>(job.records)[number];
+    const u32 next_unit = (unit + workers) % job.units, next_number = number + (unit + workers) / job.units;
+    const KvdRecord next = next_number < job.record_count ? records[next_number] : record;
     const KvdPiece piece = piece_of(reinterpret_cast<const KvdPiece*>(job.pieces), job.piece_count, unit);
     u64* const sum = reinterpret_cast<u64*>(job.sums) + (u64)number * job.units + unit;
 
     const u32 start = unit * job.unit_bytes, first = start - piece.flat_offset;
     const u32 bytes = min(job.unit_bytes, job.payload_bytes - start);
-    const u64 base = piece.base + record.index * piece.block_stride, flat = record.flat + start;
+    const u64 base = piece.base + record.index * piece.block_stride;
+    const u64 flat = record.flat + (job.whole ? piece.in_record + first : start);
     const u64 seed = unit_seed(record.seed, piece.record_unit + unit - piece.first_unit);
     if (bytes <= kShortBytes) {
       if (lane == 0 || width == 1) *sum = short_unit<kGather>(secret, seed, bytes, Fragments(piece, base), first, flat);
@@ -415,9 +423,9 @@ __device__ __forceinline__ void move_records(const KvdJob& job) {
       if (lane == 0) *sum = result;
     }
 
-    unit += workers;
-    number += unit / job.units;
-    unit %= job.units;
+    record = next;
+    number = next_number;
+    unit = next_unit;
   }
 }
 

@@ -141,11 +141,11 @@ impl Device {
         }
     }
 
-    /// An engine's load on the device, for measurements: products of square matrices with so many rows.
-    pub fn products(&self, size: u16) -> Result<Products, DeviceError> {
+    /// An engine's load on the device, for measurements: steps of `count` products of square matrices with so many rows.
+    pub fn products(&self, size: u16, count: u32, launch: Launch) -> Result<Products, DeviceError> {
         match &self.0 {
             Kind::Twin => Err(DeviceError::NoProducts),
-            Kind::Cuda(gpu) => gpu.products(size).map(Products),
+            Kind::Cuda(gpu) => gpu.products(size, count, launch).map(Products),
         }
     }
 
@@ -191,10 +191,19 @@ impl Device {
 pub struct Products(cuda::Products);
 
 impl Products {
-    /// Makes so many products, and waits for the last.
-    pub fn step(&mut self, count: u32) -> Result<(), DeviceError> {
-        self.0.step(count)
+    /// Makes those of a step, and waits for the last.
+    pub fn step(&mut self) -> Result<(), DeviceError> {
+        self.0.step()
     }
+}
+
+/// How an engine puts the kernels of a step on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launch {
+    /// Each by a call.
+    OneByOne,
+    /// All of them by one call, recorded before: engines decode like this.
+    AsGraph,
 }
 
 /// Host memory that a device may use by itself.

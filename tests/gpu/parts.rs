@@ -35,6 +35,11 @@ fn commons(case: &Case, random: &mut SmallRng) -> Vec<(usize, Common)> {
     vec![(2 * units + 2, heads.collect()), (units + 7, vec![(5, 0, units)]), (theirs, anything)]
 }
 
+/// Each in memory that is pinned, and in memory that is not.
+fn both_ways<T: Clone>(all: Vec<T>) -> impl Iterator<Item = (T, bool)> {
+    all.into_iter().flat_map(|one| [(one.clone(), true), (one, false)])
+}
+
 fn stretches(case: &Case, common: &Common) -> Vec<Stretch> {
     let bytes = |units: usize| units * case.unit_bytes;
     common
@@ -50,12 +55,13 @@ fn parts_come_in_to_their_places_with_the_checksums_of_their_record() {
             let mut random = SmallRng::seed_from_u64(21);
             let mut field = Field::new(&device, &case, &mut random);
             let lane = device.lane(field.layout.clone(), &options(&field.layout)).unwrap();
-            for (their_units, common) in commons(&case, &mut random) {
-                let what = format!("{} on the {name}, {common:?}", case.name);
+            // Kernels reach pinned memory by themselves; other memory is copied.
+            for ((their_units, common), pin) in both_ways(commons(&case, &mut random)) {
+                let what = format!("{} on the {name}, pinned: {pin}, {common:?}", case.name);
                 let record_bytes = their_units * case.unit_bytes;
                 let part = lane.part(record_bytes, &stretches(&case, &common)).unwrap();
                 let all = host(case.blocks * record_bytes);
-                let pinned = Arc::new(device.pin(all.memory()).unwrap());
+                let pinned = pin.then(|| Arc::new(device.pin(all.memory()).unwrap()));
                 let mut moves = Vec::new();
                 let mut expected: Vec<u64> = Vec::new();
                 for block in 0..case.blocks {
@@ -64,7 +70,7 @@ fn parts_come_in_to_their_places_with_the_checksums_of_their_record() {
                     let slot = all.part(block * record_bytes, record_bytes).unwrap();
                     slot.write(0, &theirs).unwrap();
                     let (index, seed) = (case.blocks - 1 - block, random.random());
-                    moves.push(RecordMove { host: slot, pinned: Some(pinned.clone()), index, seed });
+                    moves.push(RecordMove { host: slot, pinned: pinned.clone(), index, seed });
                     let mut ours = field.record(&case, index);
                     let of_theirs = sums(&theirs, case.unit_bytes, seed);
                     for Stretch { from, to, bytes } in stretches(&case, &common) {
@@ -90,8 +96,8 @@ fn a_part_that_goes_out_leaves_the_rest_of_the_record_alone() {
             let mut random = SmallRng::seed_from_u64(22);
             let field = Field::new(&device, &case, &mut random);
             let lane = device.lane(field.layout.clone(), &options(&field.layout)).unwrap();
-            for (their_units, common) in commons(&case, &mut random) {
-                let what = format!("{} on the {name}, {common:?}", case.name);
+            for ((their_units, common), pin) in both_ways(commons(&case, &mut random)) {
+                let what = format!("{} on the {name}, pinned: {pin}, {common:?}", case.name);
                 let slot = host(their_units * case.unit_bytes);
                 let mut expected = content(&slot);
                 let ours = field.record(&case, 1);
@@ -99,7 +105,8 @@ fn a_part_that_goes_out_leaves_the_rest_of_the_record_alone() {
                     expected[from..from + bytes].copy_from_slice(&ours[to..to + bytes]);
                 }
                 let part = lane.part(slot.len(), &stretches(&case, &common)).unwrap();
-                let one = RecordMove { host: slot.clone(), pinned: None, index: 1, seed: 9 };
+                let pinned = pin.then(|| Arc::new(device.pin(slot.memory()).unwrap()));
+                let one = RecordMove { host: slot.clone(), pinned, index: 1, seed: 9 };
                 finish(vec![part.begin(Way::ToHost, vec![one], soon()).unwrap().expect("a chunk")]);
                 assert!(content(&slot) == expected, "{what}: another record");
             }

@@ -3,8 +3,8 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use kvd_client::Engine;
@@ -264,6 +264,29 @@ fn where_others_have_not_all_of_it_they_are_not_asked() {
         assert_eq!(one.find(1).blocks(), 5);
     }
     assert_eq!(matches() - before, 10);
+    assert_eq!(running.stop(), Some(0));
+}
+
+#[test]
+fn matches_that_begin_at_once_all_learn_of_other_shards() {
+    let scratch = Scratch::new("shards-at-once");
+    let running = daemon(&scratch);
+    let writer = engine(&scratch, 1);
+    assert_eq!(Rank::new(&writer, tensor(1, 0), Home::Flat, None).store(1, BLOCKS).granted, ALL);
+    for number in 2..10 {
+        let readers = engine(&scratch, number);
+        let rank = Rank::new(&readers, tensor(2, 0), Home::Flat, None);
+        let together = Barrier::new(4);
+        let find = || {
+            together.wait();
+            rank.find(1).blocks()
+        };
+        let found = std::thread::scope(|threads| {
+            let threads = [(); 4].map(|()| threads.spawn(find));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(found, [ALL; 4]);
+    }
     assert_eq!(running.stop(), Some(0));
 }
 

@@ -22,7 +22,6 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
     let mut backoff = BACKOFF_MIN;
     loop {
         if let Some(open) = session.take() {
-            let joined = Instant::now();
             wait_for_end(shared, &open);
             if shared.stopping() && !open.link.is_down() {
                 open.goodbye();
@@ -35,8 +34,8 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
                 std::mem::forget((open.clone(), shared.kept.clone()));
             }
             replaces = Some((open.terms.epoch, open.terms.client_slot));
-            // A daemon that greets and hangs up at once is not asked without a pause.
-            if joined.elapsed() >= BACKOFF_MAX {
+            // A daemon that greets and hangs up is not asked without a pause; one that served may be back at once.
+            if open.link.has_answered() {
                 backoff = BACKOFF_MIN;
             } else if !shared.stopping() {
                 sleep(shared, backoff);

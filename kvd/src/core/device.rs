@@ -26,6 +26,7 @@ use thiserror::Error;
 use crate::core::admin::DeviceState;
 use crate::core::clock;
 use crate::core::options::IoChoice;
+use crate::core::predecessor::patiently;
 use crate::metrics::counters::Counters;
 
 /// Orders that may wait for a device. The ladder's own bounds per device are far below.
@@ -36,9 +37,6 @@ const RESTORED_PER_MESSAGE: usize = 1024;
 pub(super) const FOUND_WAITING_MAX: usize = 16;
 /// The longest sleep of a device thread: what it costs to miss a wake-up.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
-/// How long to wait for the lock of a device whose last user's I/O is still being drained.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// The move that stands for the flush before the end; the ladder counts from 1.
 const LAST_FLUSH: MoveId = MoveId(u64::MAX);
 
@@ -201,13 +199,8 @@ fn open_and_run(setup: &DeviceSetup, ends: &DeviceEnds) -> Result<(), DeviceErro
 /// Takes the file over. The kernel lets go of a predecessor's lock when it has drained the last of its I/O, a moment after
 /// the process is gone.
 fn prepare_patiently(setup: &DeviceSetup) -> Result<PreparedFile, FileError> {
-    let until = clock::now().after(LOCK_PATIENCE);
-    loop {
-        match prepare(&setup.path, setup.capacity_bytes) {
-            Err(FileError::Locked { .. }) if clock::now() < until => thread::sleep(LOCK_PAUSE),
-            prepared => return prepared,
-        }
-    }
+    let locked = |error: &FileError| matches!(error, FileError::Locked { .. });
+    patiently(locked, || prepare(&setup.path, setup.capacity_bytes))
 }
 
 fn run<I: Io>(

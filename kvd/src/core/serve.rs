@@ -24,6 +24,7 @@ use crate::core::epoch::{DataDir, DataDirError};
 use crate::core::handle::CoreHandle;
 use crate::core::namespaces::Namespaces;
 use crate::core::options::{NvmeOptions, PolicyChoice, ServeOptions};
+use crate::core::predecessor::patiently;
 use crate::core::preparer::{self, Preparing};
 use crate::core::sleeper::Sleeper;
 use crate::core::state::{AnyPolicy, ArenaTable, Core, DeviceLink, Scratchpad, Settings, StartReport};
@@ -231,12 +232,13 @@ fn random_name() -> Result<[u8; 16], ServeError> {
 }
 
 fn open_arena(options: &ServeOptions, epoch_min: Epoch) -> Result<OpenedArena, ServeError> {
-    let opened = Arena::open(&ArenaOptions {
+    let arena = ArenaOptions {
         folder: options.dram.path.clone(),
         capacity_bytes: options.dram.capacity_bytes,
         epoch_min,
         uuid: random_name()?,
-    })?;
+    };
+    let opened = patiently(|error| matches!(error, ArenaError::Locked { .. }), || Arena::open(&arena))?;
     let found = &opened.adoption;
     tracing::info!(
         adopted = found.adopted,

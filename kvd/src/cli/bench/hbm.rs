@@ -364,7 +364,7 @@ fn busy_text(report: &Report) -> String {
             vec![
                 fragment.clone(),
                 busy.way.into(),
-                busy.matrix_rows.to_string(),
+                busy.kernels.into(),
                 format!("{:.1}", busy.gb_per_second),
                 format!("{:.3}", busy.ratio),
                 format!("{:.1} %", 100.0 * busy.engine_loss),

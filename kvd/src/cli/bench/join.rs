@@ -113,7 +113,7 @@ pub(super) fn run(args: &JoinArgs, output: Output) -> Outcome {
     Ok(Exit::Ok)
 }
 
-/// Stores until the arena is full.
+/// Stores until no further round has room.
 fn fill(node: &Node, device: &Device, arena_bytes: u64, output: Output) -> Result<(), Failure> {
     let field = Field::new(&node.socket(), 1, device, BLOCKS, FIELD_BYTES, &LaneOptions::default())?;
     let rounds = rounds(arena_bytes);
@@ -126,9 +126,9 @@ fn fill(node: &Node, device: &Device, arena_bytes: u64, output: Output) -> Resul
     Ok(())
 }
 
-/// How often what lies on the device fills the arena.
+/// How often what lies on the device goes into the arena, none of which falls: of 32 blocks' space metadata take one's.
 fn rounds(arena_bytes: u64) -> u32 {
-    u32::try_from(arena_bytes / FIELD_BYTES).unwrap_or(u32::MAX)
+    u32::try_from(arena_bytes / 32 * 31 / FIELD_BYTES).unwrap_or(u32::MAX).max(1)
 }
 
 /// Blocks of one piece.
@@ -175,7 +175,6 @@ fn start(socket: &Path, number: u8, device: &Device, rounds: u32) -> Result<Star
     let field = Field::new(socket, number, device, BLOCKS, 64 << 20, &LaneOptions::default())?;
     field.engine().pin_ahead(device)?;
     let joined = started.elapsed();
-    // Of the round that was stored last: what fell for want of room fell before.
     field.load_first_of(1, rounds)?;
     let first_block = started.elapsed();
     let pinned = loop {

@@ -1,7 +1,6 @@
 //! What the kernels are given: the same as in kernels/records.cu.
 
 /// One stretch of every record.
-#[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece {
     /// Device address of block 0.
@@ -18,13 +17,15 @@ pub(super) struct Piece {
     pub(super) first_unit: u32,
     /// That unit's number in the whole record, which its checksum is seeded with.
     pub(super) record_unit: u32,
+    /// Where the piece begins in the record itself.
+    pub(super) in_record: u32,
 }
 
 /// One record.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Record {
-    /// Address of its payload in one piece.
+    /// Address of what moves of it in one piece, or of all of it.
     pub(super) flat: u64,
     /// Its block in the device's memory.
     pub(super) index: u64,
@@ -44,14 +45,15 @@ pub(super) struct Job {
     pub(super) unit_bytes: u32,
     /// What moves of a record.
     pub(super) payload_bytes: u32,
-    pub(super) reserved: u32,
+    /// Whether the kernel finds it in the whole record.
+    pub(super) whole: u32,
 }
 
 // As in kernels/records.cu.
-const _: () = assert!(size_of::<Piece>() == 72 && size_of::<Record>() == 24 && size_of::<Job>() == 48);
+const _: () = assert!(size_of::<Record>() == 24 && size_of::<Job>() == 48);
 
 pub(super) const RECORD_BYTES: usize = size_of::<Record>();
-pub(super) const PIECE_BYTES: usize = size_of::<Piece>();
+pub(super) const PIECE_BYTES: usize = 80;
 
 impl Record {
     pub(super) fn to_bytes(self) -> [u8; RECORD_BYTES] {
@@ -64,8 +66,8 @@ impl Record {
 }
 
 impl Piece {
-    pub(super) fn to_bytes(self) -> [u8; size_of::<Piece>()] {
-        let mut bytes = [0; size_of::<Piece>()];
+    pub(super) fn to_bytes(self) -> [u8; PIECE_BYTES] {
+        let mut bytes = [0; PIECE_BYTES];
         let words = [self.base, self.block_stride, self.strides[0], self.strides[1], self.strides[2]];
         let halves = [
             self.counts[0],
@@ -76,6 +78,7 @@ impl Piece {
             self.bytes,
             self.first_unit,
             self.record_unit,
+            self.in_record,
         ];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());

@@ -18,10 +18,16 @@ use crate::device::{
     Backend, Between, Course, DeviceError, DeviceMemory, LaneOptions, Place, Placed, RecordLayout, RecordMove, Room,
     STUCK, Way,
 };
+use crate::sys::MemoryExtent;
 use crate::sys::memory::Memory;
 
 /// Threads of a block, as the kernels are compiled for.
 const THREADS: u32 = 512;
+/// Rows of a record up to this are read and written over the bus by the kernel itself, for a copy engine takes too long from one to
+/// the next: of rows of 8 KiB it moves half of what the bus can, of rows of 32 KiB nine tenths.
+const NARROW_BYTES: usize = 32 << 10;
+/// Multiprocessors for that. Each has 64 KiB under way, so that a few fill the bus, and they are taken for as long as the bus needs.
+const NARROW_MULTIPROCESSORS: u32 = 8;
 
 /// A lane's side on the device.
 #[derive(Debug)]
@@ -106,10 +112,25 @@ fn describe(gpu: &Gpu, layout: &RecordLayout) -> Result<Vec<u8>, DeviceError> {
             bytes: small(*bytes)?,
             first_unit: small(in_staging / layout.unit_bytes())?,
             record_unit: small(in_record / layout.unit_bytes())?,
+            in_record: small(*in_record)?,
         };
         rows.extend(row.to_bytes());
     }
     Ok(rows)
+}
+
+/// How the bytes of a chunk's records come and go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Means {
+    /// By copies, between which and the engine's memory they lie in staging memory.
+    Staged,
+    /// By the kernel alone.
+    Straight,
+}
+
+/// What host memory that is pinned is for kernels: with unified addresses, which every GPU of 64-bit Linux has, the same address.
+fn address(host: &MemoryExtent) -> u64 {
+    host.as_ptr().addr() as u64
 }
 
 /// Where what moves of a record lies in a chunk's staging memory.
@@ -125,7 +146,20 @@ impl CudaLane {
         }
     }
 
-    fn launch(&self, chunk: &Chunk, course: &Course, way: Way, records: usize) -> Result<(), DeviceError> {
+    /// Kernels reach pinned memory only. Who looks between two steps gets two steps.
+    fn means(&self, layout: &RecordLayout, moves: &[RecordMove]) -> Means {
+        let narrow = layout.rows().iter().any(|rows| rows.count > 1 && rows.bytes <= NARROW_BYTES);
+        let reached = moves.iter().all(|one| one.pinned.is_some() && address(&one.host).is_multiple_of(16));
+        if narrow && reached && self.between.is_none() { Means::Straight } else { Means::Staged }
+    }
+
+    fn launch(
+        &self,
+        chunk: &Chunk,
+        course: &Course,
+        (way, means): (Way, Means),
+        records: usize,
+    ) -> Result<(), DeviceError> {
         let small = |value: usize| u32::try_from(value).map_err(|_| DeviceError::Memory);
         let layout = &course.layout;
         let mut job = Job {
@@ -137,13 +171,18 @@ impl CudaLane {
             units: small(layout.units())?,
             unit_bytes: small(layout.unit_bytes())?,
             payload_bytes: small(layout.moved_bytes())?,
-            reserved: 0,
+            whole: u32::from(means == Means::Straight),
         };
         let kernel = self.gpu.kernel(way);
         let mut arguments: [*mut c_void; 1] = [(&raw mut job).cast()];
-        let (stream, grid) = (chunk.kernels.handle(), self.multiprocessors);
+        let grid = match means {
+            Means::Staged => self.multiprocessors,
+            Means::Straight => self.multiprocessors.min(NARROW_MULTIPROCESSORS),
+        };
+        let stream = chunk.kernels.handle();
         // SAFETY: the kernel takes one job, which the driver copies during the call. What the job names is held by the lane and by
-        // the flight until the chunk has ended: blocks below `layout.blocks()`, records inside the staging memory, sums in the table.
+        // the flight until the chunk has ended: blocks below `layout.blocks()`, records inside the staging memory, or in host memory
+        // that is pinned as long, sums in the table.
         let launched = unsafe {
             sys::cuLaunchKernel(
                 kernel,
@@ -191,19 +230,24 @@ impl CudaLane {
             let from = chunk.table.pointer(chunk.pieces_at, course.table.len())?;
             copies::upload(chunk.pieces.address(), from, course.table.len(), kernels)?;
         }
-        match way {
-            Way::ToHost => {
-                self.launch(chunk, course, way, moves.len())?;
+        let means = self.means(&course.layout, moves);
+        match (way, means) {
+            (_, Means::Straight) => {
+                self.launch(chunk, course, (way, means), moves.len())?;
+                self.tell(chunk, kernels, begun)
+            }
+            (Way::ToHost, Means::Staged) => {
+                self.launch(chunk, course, (way, means), moves.len())?;
                 chunk.half.between(kernels, copies)?;
                 self.look(chunk, way, &chunk.half)?;
                 self.copy(chunk, &course.layout, way, moves)?;
                 self.tell(chunk, copies, begun)
             }
-            Way::ToDevice => {
+            (Way::ToDevice, Means::Staged) => {
                 self.copy(chunk, &course.layout, way, moves)?;
                 chunk.half.between(copies, kernels)?;
                 self.look(chunk, way, &chunk.half)?;
-                self.launch(chunk, course, way, moves.len())?;
+                self.launch(chunk, course, (way, means), moves.len())?;
                 self.tell(chunk, kernels, begun)
             }
         }
@@ -225,8 +269,13 @@ impl Backend for CudaLane {
 
     fn begin(&self, chunk: usize, course: &Course, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
         let chunk = &self.chunks[chunk];
+        let means = self.means(&course.layout, moves);
         for (at, one) in moves.iter().enumerate() {
-            let record = Record { flat: flat(chunk, &course.layout, at), index: one.index as u64, seed: one.seed };
+            let flat = match means {
+                Means::Staged => flat(chunk, &course.layout, at),
+                Means::Straight => address(&one.host),
+            };
+            let record = Record { flat, index: one.index as u64, seed: one.seed };
             chunk.table.write(ROWS_AT + at * RECORD_BYTES, &record.to_bytes()).map_err(|_| DeviceError::Memory)?;
         }
         // Relaxed: a chunk belongs to one flight at a time, which was handed it under a lock. Counted before anything is enqueued:

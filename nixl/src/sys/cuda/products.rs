@@ -7,12 +7,14 @@ use cudarc::cublas::sys::{
     cudaDataType,
 };
 
-use super::driver::Gpu;
+use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode};
+
+use super::driver::{self, Gpu};
 use super::memory::CudaExtent;
 use super::stream::{Priority, Stream};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Launch};
 
-/// Products of square bf16 matrices.
+/// Steps of products of square bf16 matrices.
 #[derive(Debug)]
 pub(crate) struct Products {
     handle: cublasHandle_t,
@@ -20,12 +22,50 @@ pub(crate) struct Products {
     /// Two factors and their product.
     matrices: [CudaExtent; 3],
     size: c_int,
+    /// In a step.
+    count: u32,
+    /// A step, where it is launched as a whole.
+    graph: Option<Graph>,
     // Behind all that was made in its context.
     gpu: Gpu,
 }
 
 // SAFETY: the handle is used by one thread at a time: `step` takes `&mut self`.
 unsafe impl Send for Products {}
+
+/// Work that was recorded, and is launched at once.
+#[derive(Debug)]
+struct Graph(CUgraphExec, Gpu);
+
+// SAFETY: used by one thread at a time, as the products whose part it is.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// What `work` puts into the stream. With its context current.
+    fn record(gpu: &Gpu, stream: &Stream, work: impl FnOnce() -> Result<(), DeviceError>) -> Result<Self, DeviceError> {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is of the current context and alive.
+        driver::check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(stream.handle(), mode) })?;
+        let worked = work();
+        let (mut graph, mut made): (CUgraph, CUgraphExec) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the driver stores a handle, which is destroyed below.
+        let ended = unsafe { sys::cuStreamEndCapture(stream.handle(), &raw mut graph) };
+        worked.and(driver::check("cuStreamEndCapture", ended))?;
+        // SAFETY: the graph was recorded above; the driver stores a handle, which is destroyed in drop.
+        let instantiated = unsafe { sys::cuGraphInstantiateWithFlags(&raw mut made, graph, 0) };
+        let instantiated = driver::check("cuGraphInstantiate", instantiated).map(|()| Self(made, gpu.clone()));
+        // SAFETY: created once, and of no use any more.
+        driver::check("cuGraphDestroy", unsafe { sys::cuGraphDestroy(graph) })?;
+        instantiated
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: created once; nothing of it runs, for every step was waited for.
+        let _ = self.1.bound(|| driver::check("cuGraphExecDestroy", unsafe { sys::cuGraphExecDestroy(self.0) }));
+    }
+}
 
 fn check(call: &'static str, result: cublasStatus_t) -> Result<(), DeviceError> {
     if result == cublasStatus_t::CUBLAS_STATUS_SUCCESS {
@@ -35,8 +75,8 @@ fn check(call: &'static str, result: cublasStatus_t) -> Result<(), DeviceError> 
 }
 
 impl Gpu {
-    /// Products of matrices with so many rows and columns.
-    pub(crate) fn products(&self, size: u16) -> Result<Products, DeviceError> {
+    /// Steps of so many products of matrices with so many rows and columns.
+    pub(crate) fn products(&self, size: u16, count: u32, launch: Launch) -> Result<Products, DeviceError> {
         // SAFETY: it loads a library of this name, if there is one, and lets it go again.
         if !unsafe { cublas::is_culib_present() } {
             return Err(DeviceError::NoProducts);
@@ -56,23 +96,40 @@ impl Gpu {
             // SAFETY: the library stores a handle, which is destroyed in drop.
             check("cublasCreate", unsafe { cublas::cublasCreate_v2(&raw mut handle) })
         })?;
-        let products = Products { handle, stream, matrices, size: size.into(), gpu: self.clone() };
+        let (size, gpu) = (size.into(), self.clone());
+        let mut products = Products { handle, stream, matrices, size, count, graph: None, gpu };
         self.bound(|| {
             let stream = products.stream.handle().cast();
             // SAFETY: both are alive as long as the products.
             check("cublasSetStream", unsafe { cublas::cublasSetStream_v2(products.handle, stream) })
         })?;
+        // The first ones choose and load kernels.
+        products.step()?;
+        if launch == Launch::AsGraph {
+            products.graph = Some(self.bound(|| Graph::record(self, &products.stream, || products.each()))?);
+            products.step()?;
+        }
         Ok(products)
     }
 }
 
 impl Products {
-    /// Makes so many products, and waits for the last.
-    pub(crate) fn step(&mut self, count: u32) -> Result<(), DeviceError> {
+    /// Makes the products of a step, and waits for the last.
+    pub(crate) fn step(&mut self) -> Result<(), DeviceError> {
         self.gpu.bound(|| {
-            (0..count).try_for_each(|_| self.one())?;
+            let Some(graph) = &self.graph else {
+                self.each()?;
+                return self.stream.wait();
+            };
+            // SAFETY: both are of the current context and alive, and so is what was recorded.
+            let launched = unsafe { sys::cuGraphLaunch(graph.0, self.stream.handle()) };
+            driver::check("cuGraphLaunch", launched)?;
             self.stream.wait()
         })
+    }
+
+    fn each(&self) -> Result<(), DeviceError> {
+        (0..self.count).try_for_each(|_| self.one())
     }
 
     fn one(&self) -> Result<(), DeviceError> {

@@ -389,12 +389,8 @@ __device__ __forceinline__ void move_records(const KvdJob& job) {
   const u32 width = job.unit_bytes > kShortBytes ? 32 : 1, lane = threadIdx.x % 32;
   const u32 worker = (blockIdx.x * blockDim.x + threadIdx.x) / width, workers = gridDim.x * blockDim.x / width;
   u32 number = worker / job.units, unit = worker % job.units;
-  // The table of records lies in host memory: the next row is asked for before this unit, for the bus takes as long as a unit does.
-  const KvdRecord* const records = reinterpret_cast<const KvdRecord*>(job.records);
-  KvdRecord record = number < job.record_count ? records[number] : KvdRecord{};
   while (number < job.record_count) {
-    const u32 next_unit = (unit + workers) % job.units, next_number = number + (unit + workers) / job.units;
-    const KvdRecord next = next_number < job.record_count ? records[next_number] : record;
+    const KvdRecord record = reinterpret_cast<const KvdRecord*>(job.records)[number];
     const KvdPiece piece = piece_of(reinterpret_cast<const KvdPiece*>(job.pieces), job.piece_count, unit);
     u64* const sum = reinterpret_cast<u64*>(job.sums) + (u64)number * job.units + unit;
 
@@ -423,9 +419,9 @@ __device__ __forceinline__ void move_records(const KvdJob& job) {
       if (lane == 0) *sum = result;
     }
 
-    record = next;
-    number = next_number;
-    unit = next_unit;
+    unit += workers;
+    number += unit / job.units;
+    unit %= job.units;
   }
 }
 

@@ -48,8 +48,8 @@ pub struct HbmArgs {
     /// Let gathers and scatters wait behind the engine's kernels instead of going before those that have not begun.
     #[arg(long)]
     patient: bool,
-    /// Chains that are stored, or loaded, at a time: requests of an engine overlap.
-    #[arg(long, default_value_t = 2, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=16))]
+    /// Chains that are stored, or loaded, at a time: requests of an engine overlap. Two begin and end together.
+    #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=16))]
     requests: u8,
     /// Multiprocessors that gather and scatter.
     #[arg(long, default_value_t = LaneOptions::default().multiprocessors, value_name = "COUNT")]

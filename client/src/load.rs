@@ -156,8 +156,10 @@ impl View {
 /// Copies blocks out of records of one shard, or of several that make them up together.
 fn run(sources: &[Source<'_>], blocks: Range<u32>, destinations: &[BlockMemory<'_>], deadline: Instant) -> Run {
     let mut run = Run::default();
-    // One retry: a good copy may lie below the one that was reported.
-    let mut retried = false;
+    // A good copy may lie below the one that was reported: the load goes on as long as it gets further, or another source's copy
+    // may be what was wrong. One block first and then twice as many each time, for what is asked for behind the next bad copy is
+    // asked for again.
+    let (mut tries_here, mut at_a_time) = (0, u32::MAX);
     while run.tiers.len() < blocks.len() {
         let done = run.tiers.len();
         let position = blocks.start + done as u32;
@@ -171,9 +173,13 @@ fn run(sources: &[Source<'_>], blocks: Range<u32>, destinations: &[BlockMemory<'
                 }
             }
         }
-        let end = parts.iter().fold(blocks.end, |end, part| end.min(part.blocks.end));
+        let end = blocks.end.min(position.saturating_add(at_a_time));
+        let end = parts.iter().fold(end, |end, part| end.min(part.blocks.end));
         let copied = copy(sources, &parts, position..end, &destinations[done..], deadline);
         let common = run.add(&copied);
+        if common > 0 {
+            tries_here = 0;
+        }
         let mut stop = None;
         for ((source, part), one) in sources.iter().zip(&parts).zip(&copied) {
             let reason = match one.stop {
@@ -182,7 +188,7 @@ fn run(sources: &[Source<'_>], blocks: Range<u32>, destinations: &[BlockMemory<'
                 Some(Stop::Corrupt(at)) => {
                     run.corrupt += 1;
                     let reported = report(source, part.lease, at, deadline);
-                    let once_more = reported.is_ok() && !retried;
+                    let once_more = reported.is_ok() && tries_here < sources.len();
                     (!once_more).then(|| reported.err().map_or(MissReason::Corrupt, reason_of))
                 }
             };
@@ -192,8 +198,8 @@ fn run(sources: &[Source<'_>], blocks: Range<u32>, destinations: &[BlockMemory<'
             }
         }
         match stop {
-            None => {}
-            Some(None) => retried = true,
+            None => at_a_time = at_a_time.saturating_mul(2),
+            Some(None) => (tries_here, at_a_time) = (tries_here + 1, 1),
             Some(reason) => {
                 run.reason = reason;
                 return run;

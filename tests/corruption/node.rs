@@ -17,6 +17,9 @@ pub(crate) const META: usize = 4096;
 /// Bytes of its metadata that are not padding.
 pub(crate) const WRITTEN: usize = 256 + 8;
 
+/// Blocks of a chain, for which an engine has memory.
+const CHAIN_MAX: usize = 40;
+
 /// How long a match or a load may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 const SECTOR: u64 = 4096;
@@ -61,7 +64,7 @@ impl Node {
         options.load_deadline = Some(PATIENCE);
         options.store_deadline = PATIENCE;
         self.engine = loop {
-            match TestEngine::join(options.clone(), self.block, 1) {
+            match TestEngine::join(options.clone(), self.block, CHAIN_MAX) {
                 Ok(engine) => break Some(engine),
                 Err(ConnectError::Timeout) if Instant::now() < until => {}
                 Err(error) => panic!("the daemon accepts us: {error:?}"),
@@ -111,6 +114,19 @@ impl Node {
     pub(crate) fn store(&self, chain: u64) {
         let stored = self.engine().store(chain, 0, 1);
         assert_eq!(stored.granted, 1, "chain {chain}: {stored:?}");
+    }
+
+    /// A chain of so many records.
+    pub(crate) fn store_many(&self, chain: u64, blocks: u32) {
+        let stored = self.engine().store(chain, 0, blocks);
+        assert_eq!(stored.granted, blocks, "chain {chain}: {stored:?}");
+    }
+
+    /// Loads a chain of so many.
+    pub(crate) fn check_many(&self, chain: u64, blocks: u32) -> Checked {
+        let checked = self.engine().check(chain, blocks);
+        assert_eq!(checked.wrong, 0, "wrong bytes were served: chain {chain}: {checked:?}");
+        checked
     }
 
     /// The same where the record may be there already.

@@ -88,3 +88,21 @@ fn a_good_copy_on_the_device_takes_a_bad_ones_place() {
     let payload: Vec<_> = (0..count).map(|_| Change::random(&mut random, META, BLOCK)).collect();
     each(&node, &payload, header.len() as u64, true);
 }
+
+/// The copies of a whole chain are damaged: the load goes on from each one's good copy, and from none twice.
+#[test]
+fn good_copies_on_the_device_take_the_place_of_a_chain_of_bad_ones() {
+    const BLOCKS: u32 = 40;
+    let mut random = chance("below-chain");
+    let node = Node::new("below-chain", true, BLOCK);
+    node.store_many(1, BLOCKS);
+    node.drain();
+    let spots = node.in_dram();
+    for block in 0..BLOCKS {
+        spots[&chain_hash(1, block)].change(&Change::random(&mut random, META, BLOCK));
+    }
+    let checked = node.check_many(1, BLOCKS);
+    assert_eq!((checked.right, checked.nvme, checked.corrupt), (BLOCKS, BLOCKS, BLOCKS), "{checked:?}");
+    let checked = node.check_many(1, BLOCKS);
+    assert_eq!((checked.right, checked.corrupt), (BLOCKS, 0), "{checked:?}");
+}

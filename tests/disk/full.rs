@@ -3,9 +3,9 @@
 use std::fs;
 use std::io::Write as _;
 
-use kvd_tests::{Daemon, DaemonOptions, Scratch, TestEngine, ask_serving};
+use kvd_tests::{Daemon, DaemonOptions, Scratch, SmallDisk, TestEngine, ask_serving};
 
-use crate::place::{BLOCK, SmallDisk, cut, forget_dram, on_device_only, options};
+use crate::place::{BLOCK, cut, forget_dram, on_device_only, options};
 
 fn sized(nvme: &str) -> DaemonOptions {
     DaemonOptions::sized("128MiB", nvme)
@@ -52,6 +52,7 @@ fn a_disk_that_fills_up_later_takes_nothing_from_what_was_reserved() {
     daemon.kill();
     forget_dram(&scratch);
     // The epoch cannot be written down on a full disk, and the log is on it as well: a start may be refused, in words.
+    drop(junk);
     fs::remove_file(scratch.data().join("junk")).expect("room again");
     let _daemon = Daemon::start(&scratch, &options);
     let engine = TestEngine::connect(&scratch.socket(), 1, BLOCK, 32);

@@ -2,49 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use kvd_tests::{Daemon, DaemonOptions, Scratch, TestEngine, ask_serving, skip};
+use kvd_tests::{Daemon, DaemonOptions, Scratch, TestEngine, ask_serving, skip, system};
 
 pub(crate) const BLOCK: usize = 64 * 1024;
 /// How long to wait for something that happens by itself, before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Runs a program of the system; its answer, or why there is none.
-fn system(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).output().map_err(|error| format!("no {program}: {error}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
-}
-
-/// A tmpfs of limited size, unmounted with the value.
-pub(crate) struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// Over `folder`; `None`, and said so, where this user may not mount.
-    pub(crate) fn mount(test: &str, folder: &Path, size: &str) -> Option<Self> {
-        let options = format!("size={size},mode=0700");
-        match system("mount", &["-t", "tmpfs", "-o", &options, "kvd-test", &folder.display().to_string()]) {
-            Ok(_) => Some(Self(folder.to_owned())),
-            Err(why) => {
-                skip(test, &format!("no tmpfs can be mounted: {why}"));
-                None
-            }
-        }
-    }
-
-    pub(crate) fn remount(&self, option: &str) -> Result<String, String> {
-        system("mount", &["-o", &format!("remount,{option}"), &self.0.display().to_string()])
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a daemon that is killed after this may still have files open here.
-        let _ = system("umount", &["-l", &self.0.display().to_string()]);
-    }
-}
 
 /// A block device over a file, detached with the value.
 pub(crate) struct Loop {

@@ -30,10 +30,16 @@ pub(crate) struct Truth<'a> {
 }
 
 /// Everything that does not need another engine. Returns the daemon that runs in the end.
-pub(crate) fn all(engine: &mut Vllm, truth: &Truth<'_>, daemon: Daemon, scratch: &Scratch) -> Daemon {
+pub(crate) fn all(
+    engine: &mut Vllm,
+    truth: &Truth<'_>,
+    daemon: Daemon,
+    scratch: &Scratch,
+    stands_still: Duration,
+) -> Daemon {
     let daemon = killed_in_loads(engine, truth.known, daemon, scratch);
     let daemon = killed_in_stores(engine, truth, daemon, scratch);
-    stopped(engine, truth.known, &daemon);
+    stopped(engine, truth.known, &daemon, stands_still);
     corrupted_in_dram(engine, truth.known, scratch);
     without_socket(engine, truth.known, daemon, scratch)
 }
@@ -56,7 +62,7 @@ fn expect_hit(engine: &mut Vllm, truth: &[Answer]) {
 }
 
 /// A new daemon; the engine's two processes find it by themselves.
-fn restarted(engine: &mut Vllm, truth: &[Answer], scratch: &Scratch) -> Daemon {
+fn again(engine: &Vllm, scratch: &Scratch) -> Daemon {
     let daemon = Daemon::start(scratch, &options());
     let since = Instant::now();
     while ask(scratch, &["sessions"]).is_none_or(|told| told["total"] != 2) {
@@ -64,6 +70,12 @@ fn restarted(engine: &mut Vllm, truth: &[Answer], scratch: &Scratch) -> Daemon {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(PATIENCE);
+    daemon
+}
+
+/// The same, and the next request hits.
+fn restarted(engine: &mut Vllm, truth: &[Answer], scratch: &Scratch) -> Daemon {
+    let daemon = again(engine, scratch);
     expect_hit(engine, truth);
     daemon
 }
@@ -116,62 +128,102 @@ fn offered(scratch: &Scratch) -> u64 {
     metric(scratch, "kvd_blocks_offered_total")
 }
 
-/// A daemon that stands still.
-fn stopped(engine: &mut Vllm, truth: &[Answer], daemon: &Daemon) {
+/// A daemon that stands still for so long.
+fn stopped(engine: &mut Vllm, truth: &[Answer], daemon: &Daemon, time: Duration) {
     daemon.signal(Signal::STOP);
-    let answers: Vec<Answer> = (0..2 * SEEDS.len())
-        .map(|number| number % SEEDS.len())
-        .map(|number| {
-            engine.forget();
-            asked(engine, SEEDS[number], &truth[number])
-        })
-        .collect();
+    let (since, mut answers) = (Instant::now(), Vec::new());
+    while answers.len() < 2 * SEEDS.len() || since.elapsed() < time {
+        engine.forget();
+        let number = answers.len() % SEEDS.len();
+        answers.push(asked(engine, SEEDS[number], &truth[number]));
+    }
     daemon.signal(Signal::CONT);
-    println!("{}", told("kvd stopped meanwhile", &answers));
+    println!("{}", told(&format!("kvd stopped for {:.0} s", since.elapsed().as_secs_f64()), &answers));
     std::thread::sleep(PATIENCE);
     expect_hit(engine, truth);
 }
 
-/// A bit of every 16 KiB of what lies in DRAM: no block is as it was.
-fn corrupted_in_dram(engine: &mut Vllm, truth: &[Answer], scratch: &Scratch) {
-    flip(scratch.dram());
+/// Every prompt, whatever of it is found.
+fn ask_all(engine: &mut Vllm, truth: &[Answer], what: &str) {
     let answers: Vec<Answer> = (0..SEEDS.len())
         .map(|number| {
             engine.forget();
             asked(engine, SEEDS[number], &truth[number])
         })
         .collect();
-    println!("{}", told("a bit of every 16 KiB in DRAM flipped", &answers));
-    assert!(metric(scratch, "kvd_blocks_corrupt_total{tier=\"dram\"}") > 0, "it was found");
-    // What was computed instead is stored, block by block as its damaged copy is found.
+    println!("{}", told(what, &answers));
+}
+
+/// What was computed instead of damaged blocks is stored in their place: soon every prompt comes from kvd again.
+fn expect_repaired(engine: &mut Vllm, truth: &[Answer]) {
     let until = Instant::now() + Duration::from_secs(120);
-    loop {
-        engine.forget();
-        let missed = engine.counted("vllm:kvd_load_blocks/missed");
-        asked(engine, SEEDS[0], &truth[0]);
-        if engine.counted("vllm:kvd_load_blocks/missed") == missed {
-            break;
+    for (seed, truth) in SEEDS.into_iter().zip(truth) {
+        loop {
+            engine.forget();
+            let missed = engine.counted("vllm:kvd_load_blocks/missed");
+            let found = asked(engine, seed, truth).cached == FOUND;
+            if found && engine.counted("vllm:kvd_load_blocks/missed") == missed {
+                break;
+            }
+            assert!(Instant::now() < until, "damaged blocks are not replaced: {}", engine.logged());
         }
-        assert!(Instant::now() < until, "damaged blocks are not replaced: {}", engine.logged());
     }
 }
 
-/// Segments are the large files of the folder.
-fn flip(folder: &Path) {
-    for entry in std::fs::read_dir(folder).expect("the arena's folder").flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            flip(&path);
-        } else if entry.metadata().is_ok_and(|about| about.len() >= 1 << 20) {
-            let file = File::options().read(true).write(true).open(&path).expect("ours");
-            let mut at = 12_345;
-            let mut byte = [0];
-            while file.read_at(&mut byte, at).is_ok_and(|read| read == 1) {
-                byte[0] ^= 16;
-                file.write_at(&byte, at).expect("written");
-                at += 16 << 10;
-            }
-        }
+fn corrupt(scratch: &Scratch, tier: &str) -> u64 {
+    metric(scratch, &format!("kvd_blocks_corrupt_total{{tier=\"{tier}\"}}"))
+}
+
+/// A bit of every 16 KiB of what lies in DRAM: no block is as it was. Their good copies on NVMe are found in the same load.
+fn corrupted_in_dram(engine: &mut Vllm, truth: &[Answer], scratch: &Scratch) {
+    ask_serving(scratch, &["drain"]);
+    flip(scratch.dram(), 16 << 10);
+    let missed = engine.counted("vllm:kvd_load_blocks/missed");
+    ask_all(engine, truth, "a bit of every 16 KiB in DRAM flipped");
+    assert!(corrupt(scratch, "dram") > 0, "it was found");
+    assert_eq!(engine.counted("vllm:kvd_load_blocks/missed"), missed, "{}", engine.logged());
+    expect_repaired(engine, truth);
+}
+
+/// A bit of every MiB on the device, while there is nothing in DRAM.
+pub(crate) fn corrupted_on_nvme(engine: &mut Vllm, truth: &[Answer], daemon: Daemon, scratch: &Scratch) -> Daemon {
+    daemon.kill();
+    scratch.delete_dram();
+    flip(&scratch.data().join("nvme.kvd"), 1 << 20);
+    let daemon = again(engine, scratch);
+    ask_all(engine, truth, "a bit of every MiB on NVMe flipped");
+    assert!(corrupt(scratch, "nvme") > 0, "it was found");
+    expect_repaired(engine, truth);
+    daemon
+}
+
+/// A bit of every MiB of the packs, while there is nothing else.
+pub(crate) fn corrupted_in_the_object_tier(engine: &mut Vllm, truth: &[Answer], daemon: Daemon, scratch: &Scratch) {
+    daemon.kill();
+    scratch.delete_dram();
+    std::fs::remove_file(scratch.data().join("nvme.kvd")).expect("gone");
+    flip(&scratch.data().join("objects"), 1 << 20);
+    let _daemon = again(engine, scratch);
+    ask_all(engine, truth, "a bit of every MiB in the object tier flipped");
+    assert!(corrupt(scratch, "object") > 0, "it was found");
+    expect_repaired(engine, truth);
+}
+
+/// A bit of every so many bytes of a file, or of the large files in a folder: segments, or packs.
+fn flip(path: &Path, every: u64) {
+    if path.is_dir() {
+        std::fs::read_dir(path).expect("a folder of kvd").flatten().for_each(|entry| flip(&entry.path(), every));
+        return;
+    }
+    let file = File::options().read(true).write(true).open(path).expect("ours");
+    if file.metadata().is_ok_and(|about| about.len() < 1 << 20) {
+        return;
+    }
+    let (mut at, mut byte) = (12_345, [0]);
+    while file.read_at(&mut byte, at).is_ok_and(|read| read == 1) {
+        byte[0] ^= 16;
+        file.write_at(&byte, at).expect("written");
+        at += every;
     }
 }
 

@@ -31,8 +31,10 @@ impl Setup {
 pub(crate) enum Form {
     /// What a whole test run has time for.
     Short,
-    /// Everything.
+    /// Everything with one release of vLLM.
     All,
+    /// Every release.
+    Releases,
 }
 
 /// A script of this folder.
@@ -43,25 +45,36 @@ pub(crate) fn script(name: &str) -> PathBuf {
 /// The engine, or why there is none. Prepared by the first test that asks.
 pub(crate) fn setup(form: Form) -> Result<Setup, String> {
     static SETUP: OnceLock<Result<Setup, String>> = OnceLock::new();
+    let asked = wanted(form)?;
+    let setup = SETUP.get_or_init(|| prepare(None)).clone();
+    assert!(setup.is_ok() || asked == Form::Short, "an engine was asked for: {setup:?}");
+    setup
+}
+
+/// Another release of the engine.
+pub(crate) fn setup_release(release: &str) -> Result<Setup, String> {
+    wanted(Form::Releases)?;
+    prepare(Some(release))
+}
+
+/// What was asked for, where that is as much as this.
+fn wanted(form: Form) -> Result<Form, String> {
     let asked = match std::env::var("KVD_ENGINES").as_deref() {
+        Ok("releases") => Form::Releases,
         Ok("all") => Form::All,
         Ok("short") => Form::Short,
         _ => return Err("set KVD_ENGINES=short, or run make test-engines".into()),
     };
-    if form > asked {
-        return Err("make test-engines runs it".into());
-    }
-    let setup = SETUP.get_or_init(prepare).clone();
-    assert!(setup.is_ok() || asked == Form::Short, "an engine was asked for: {setup:?}");
-    setup
+    let target = if form == Form::Releases { "make test-engine-releases" } else { "make test-engines" };
+    if form > asked { Err(format!("{target} runs it")) } else { Ok(asked) }
 }
 
 /// What the script ends with where an engine is not to be had on this machine. Anything else is a failure of ours.
 const NOT_TO_BE_HAD: i32 = 3;
 
-fn prepare() -> Result<Setup, String> {
+fn prepare(release: Option<&str>) -> Result<Setup, String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/engines.sh");
-    let ended = Command::new(script).output().expect("the script can be started");
+    let ended = Command::new(script).args(release).output().expect("the script can be started");
     let told = String::from_utf8_lossy(&ended.stderr);
     if ended.status.code() == Some(NOT_TO_BE_HAD) {
         return Err(told.lines().rfind(|line| !line.is_empty()).unwrap_or("no reason given").to_owned());

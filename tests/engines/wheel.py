@@ -18,9 +18,7 @@ SOCKET = sys.argv.pop()
 
 
 def namespace(model: str) -> kvd.Namespace:
-    return kvd.Namespace(
-        model, weights_digest=bytes(32), kv_dtype="int8", hash_algorithm="test", block_tokens=TOKENS, groups=[group()]
-    )
+    return kvd.Namespace(model, weights_digest=bytes(32), kv_dtype="int8", hash_algorithm="test", block_tokens=TOKENS, groups=[group()])
 
 
 def group() -> kvd.Group:
@@ -32,14 +30,11 @@ class Memory:
 
     def __init__(self, content: bytes, *, heads_first: bool) -> None:
         self.layers = [
-            ctypes.create_string_buffer(content[at * BLOCKS * BLOCK :][: BLOCKS * BLOCK], BLOCKS * BLOCK)
-            for at in range(LAYERS)
+            ctypes.create_string_buffer(content[at * BLOCKS * BLOCK :][: BLOCKS * BLOCK], BLOCKS * BLOCK) for at in range(LAYERS)
         ]
         head, token = (UNIT, CONTENT) if heads_first else (CONTENT, HEADS * CONTENT)
         memories = [
-            kvd.PlaneMemory(
-                ctypes.addressof(layer), BLOCKS * BLOCK, block_stride=BLOCK, head_stride=head, token_stride=token, kv_stride=16
-            )
+            kvd.PlaneMemory(ctypes.addressof(layer), BLOCKS * BLOCK, block_stride=BLOCK, head_stride=head, token_stride=token, kv_stride=16)
             for layer in self.layers
         ]
         self.layout = kvd.Layout(group(), SHARD, TOKENS, memories, owner=self.layers)

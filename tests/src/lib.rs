@@ -5,6 +5,7 @@
 
 mod ask;
 mod daemon;
+mod disk;
 mod engine;
 mod payload;
 mod scratch;
@@ -13,6 +14,7 @@ mod skip;
 
 pub use ask::{ask, ask_serving};
 pub use daemon::{Daemon, DaemonOptions};
+pub use disk::{SmallDisk, system};
 pub use engine::{Checked, TestEngine, plain_namespace};
 pub use payload::{Payload, chain_hash};
 pub use scratch::Scratch;

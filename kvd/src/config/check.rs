@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use kvd_tiers::nvme::Geometry;
+
 use crate::machine::{EntryKind, Machine};
 
 use super::defaults::{PIECE_BYTES, SESSIONS_MAX, arena_room, arena_table_bytes};
@@ -308,7 +310,9 @@ impl Checker<'_> {
             }
             let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
             let share = nvme.capacity.0 / nvme.paths.len() as u64;
-            let missing = share.saturating_sub(entry.map_or(0, |entry| entry.allocated_bytes));
+            // Whole zones of it: a device that lies there as large as that needs nothing more, on however full a disk.
+            let device = Geometry::fit(share).map_or(share, |geometry| geometry.end());
+            let missing = device.saturating_sub(entry.map_or(0, |entry| entry.allocated_bytes));
             *wanted.entry(folder).or_default() += missing;
         }
         for (folder, bytes) in wanted {

@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+import vllm
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -10,6 +11,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
+from . import versions
 from .identity import form_of, name_of
 from .messages import Ended, Orders
 from .scheduler import SchedulerSide
@@ -44,7 +46,8 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
             # A block that does not come is computed. vLLM's default is to fail the request, and it reads this after the connector
             # was made.
             vllm_config.kv_transfer_config.kv_load_failure_policy = "recompute"
-            hash_tokens = kv_cache_config.hash_block_size or form.block_tokens
+            hash_tokens = versions.hash_tokens(vllm_config, kv_cache_config, form.block_tokens)
+            versions.warn_of_random_hashes(vllm.__version__)
             self._scheduler = SchedulerSide(form, name_of(vllm_config, kv_cache_config), settings, hash_tokens)
         else:
             self._worker = WorkerSide(form, settings, kv_cache_config.num_blocks)
@@ -66,9 +69,7 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
     def get_external_cache_hit_sources(self, request: "Request", num_external_tokens: int) -> dict[Any, int]:
         return self._deciding.sources(request, num_external_tokens)
 
-    def update_state_after_alloc(
-        self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int
-    ) -> None:
+    def update_state_after_alloc(self, request: "Request", blocks: "KVCacheBlocks", num_external_tokens: int) -> None:
         self._deciding.allocated(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: "SchedulerOutput") -> KVConnectorMetadata:
@@ -85,9 +86,7 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
         self._deciding.finished(request)
         return False, None
 
-    def request_finished_all_groups(
-        self, request: "Request", block_ids: tuple[list[int], ...]
-    ) -> tuple[bool, dict[str, Any] | None]:
+    def request_finished_all_groups(self, request: "Request", block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
         self._deciding.finished(request)
         return False, None
 
@@ -116,9 +115,7 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Requests run only once all of theirs is there."""
 
-    def save_kv_layer(
-        self, layer_name: str, kv_layer: "torch.Tensor", attn_metadata: "AttentionMetadata", **kwargs: Any
-    ) -> None:
+    def save_kv_layer(self, layer_name: str, kv_layer: "torch.Tensor", attn_metadata: "AttentionMetadata", **kwargs: Any) -> None:
         """Blocks are stored whole, after the step."""
 
     def wait_for_save(self) -> None:

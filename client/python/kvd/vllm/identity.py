@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import kvd
 from kvd import weights
 
+from . import versions
+from .versions import Unsupported
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig
-
-
-class Unsupported(ValueError):
-    """A model or a way to run it that cannot be described to kvd; says which, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def form_of(config: "VllmConfig", caches: "KVCacheConfig") -> Form:
         "kv",
         layers=layers,
         heads=heads,
-        unit_bytes=spec.block_size * spec.state_content_size_bytes,
+        unit_bytes=spec.block_size * versions.cell_bytes(spec),
         # How vLLM orders the bytes of a head differs from processor to processor, and from one of its versions to the next.
         unit_order="opaque",
         k_dim=spec.head_size,
@@ -107,9 +106,11 @@ def name_of(config: "VllmConfig", caches: "KVCacheConfig") -> Name:
 
 def _only_spec(config: "VllmConfig", caches: "KVCacheConfig") -> "FullAttentionSpec":
     """The one kind of cache that is known so far. What is not known is refused, and never guessed."""
+    import vllm
     from vllm.platforms import current_platform
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+    versions.require_known(vllm.__version__)
     if not current_platform.is_cpu():
         raise Unsupported("kvd.vllm runs with vLLM on CPUs so far")
     if config.parallel_config.world_size != 1:
@@ -123,9 +124,7 @@ def _only_spec(config: "VllmConfig", caches: "KVCacheConfig") -> "FullAttentionS
         kinds = ", ".join(type(spec).__name__ for spec in specs)
         raise Unsupported(f"kvd.vllm knows models with full attention alone so far, not {kinds}")
     spec = specs[0]
-    plain = spec.tokens_per_state == 1 and spec.num_heads == spec.num_kv_heads and spec.page_size_padded is None
-    dense = spec.state_content_size_bytes == (spec.head_size + spec.head_size_v) * spec.dtype.itemsize
-    if not (plain and dense):
+    if versions.is_packed(spec):
         raise Unsupported("kvd.vllm knows dense pages of keys and values so far, not packed or padded ones")
     # Not every vLLM has it.
     if getattr(config.cache_config, "calculate_kv_scales", False):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import kvd
 
+from . import versions
 from .identity import Form, Name
 from .messages import Ended, Load, Orders, Store
 from .patience import Patience
@@ -240,7 +241,7 @@ class SchedulerSide:
 
     def _named(self) -> Name:
         if not self._name.hash_seed:
-            self._name = replace(self._name, hash_seed=self._settings.hash_seed())
+            self._name = replace(self._name, hash_seed=versions.hash_seed())
         return self._name
 
     def _track(self, request: "Request") -> Tracked:

@@ -54,10 +54,3 @@ class Settings:
             match_deadline=self.match_deadline,
             load_deadline=self.load_deadline,
         )
-
-    @staticmethod
-    def hash_seed() -> bytes:
-        """What vLLM's hashes begin with; known in the scheduler's process, once its first hash was made."""
-        from vllm.v1.core.kv_cache_utils import get_none_hash_seed
-
-        return hashlib.blake2b(get_none_hash_seed().encode(), digest_size=32).digest()

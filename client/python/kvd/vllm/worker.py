@@ -86,9 +86,7 @@ class WorkerSide:
     def _store(self, name: "Name", store: Store) -> kvd.Stored | None:
         if self._patience.is_over() or (view := self._views.of(name, self._settings.match_deadline)) is None:
             return None
-        stored = view.store(
-            store.hashes, self._memory, store.blocks, parent=store.parent, first_position=store.first
-        )
+        stored = view.store(store.hashes, self._memory, store.blocks, parent=store.parent, first_position=store.first)
         self._patience.note(stored.reason)
         return stored
 
@@ -106,8 +104,7 @@ class WorkerSide:
             self._stats.add("missed", len(load.blocks) - blocks)
             if blocks < len(load.blocks):
                 self._failed.update(load.blocks[blocks:])
-                self._warn("%d of %d blocks were not loaded (%s): computed instead", len(load.blocks) - blocks,
-                           len(load.blocks), reason)
+                self._warn("%d of %d blocks were not loaded (%s): computed instead", len(load.blocks) - blocks, len(load.blocks), reason)
         return over
 
     def failed_blocks(self) -> set[int]:

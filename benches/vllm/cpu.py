@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+"""What kvd does to the time to first token of a real vLLM on CPUs: bfloat16, 125 M parameters, 3 500 tokens, 42 MB for each prompt.
+
+  hit    A fresh engine finds its prompts outside, one for each system: kvd, beside LMCache where --lmcache names a Python. One engine
+         computes and stores, then a fresh one is asked each prompt once, which comes from outside, and twice more, which comes from
+         its own prefix cache. What a hit costs is the difference of the two.
+  miss   Nothing is ever found: two engines by turns, one with kvd and one without a connector, each pair with a prompt of its own.
+
+  benches/vllm/cpu.py hit --prompts 8 --lmcache /path/to/python
+  benches/vllm/cpu.py miss --pairs 20
+
+Writes benches/results/DATE-vllm-cpu-WHAT.json, or --out, and ends with 1 where a figure is not as required. The engine is prepared by
+deploy/engines.sh; the program kvd must be built. LMCache's Python has vLLM of the same version and lmcache 0.5.6.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = 3500
+#: The first of the drawn prompts; those of the warm-up are nobody else's.
+FIRST, WARM = 100, 900
+#: What is required: a hit beyond the engine's own, in milliseconds; what a miss may cost, of its time.
+HIT_MS_MAX, MISS_MAX = 20, 0.01
+#: An engine that says nothing for so long hangs.
+ANSWER_S_MAX, SERVER_READY_S = 240, 120
+
+
+class GoneError(Exception):
+    """A process has ended or hangs."""
+
+
+class Engine:
+    """A vLLM that is asked prompts by their seeds."""
+
+    def __init__(self, python: str, packages: str, model: str, connector: dict | None, log: Path) -> None:
+        command = [python, str(ROOT / "tests/engines/ask.py"), model, json.dumps(connector), "bfloat16"]
+        environment = {**os.environ, "PYTHONPATH": packages}
+        self.log = log
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("a"), text=True, env=environment
+        )
+        self.answer()
+
+    def answer(self) -> dict:
+        assert self.process.stdout
+        patience = threading.Timer(ANSWER_S_MAX, self.process.kill)
+        patience.start()
+        try:
+            for line in self.process.stdout:
+                if line.startswith("ANSWER "):
+                    return json.loads(line.removeprefix("ANSWER "))
+        finally:
+            patience.cancel()
+        raise GoneError(f"an engine has ended, or said nothing for {ANSWER_S_MAX} s: see {self.log}")
+
+    def ask(self, seed: int, tokens: int) -> dict:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"seed": seed, "prompt_tokens": TOKENS, "tokens": tokens}) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin
+        try:
+            self.process.stdin.close()
+            self.process.wait(timeout=60)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+
+
+class Server:
+    """A program that serves engines, until the block ends."""
+
+    def __init__(self, command: list, log: Path, ready: Callable[[], bool]) -> None:
+        self.process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
+        until = time.monotonic() + SERVER_READY_S
+        while not ready():
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                raise GoneError(f"{command[0]} is not ready: see {log}")
+            time.sleep(0.1)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def kvd(folder: Path) -> tuple[Server, dict]:
+    target = os.environ.get("CARGO_TARGET_DIR") or Path.home() / ".cache/kvd/target"
+    sizes = ["--set", "tiers.dram.capacity=2GiB", "--set", "tiers.nvme.capacity=2GiB"]
+    command = [str(Path(target) / "debug/kvd"), "serve", "--set", f"data_dir={folder / 'kvd'}", *sizes]
+    path = folder / "kvd/kvd.sock"
+    connector = {
+        "kv_connector": "KvdConnector",
+        "kv_connector_module_path": "kvd.vllm",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"socket": str(path)},
+    }
+    return Server(command, folder / "kvd.log", path.exists), connector
+
+
+def lmcache(python: str, folder: Path) -> tuple[Server, dict]:
+    port = 26555
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    command = [str(Path(python).parent / "lmcache"), "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--l1-size-gb", "2", "--eviction-policy", "LRU", "--chunk-size", "128"]
+    connector = {
+        "kv_connector": "LMCacheMPConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port},
+    }
+    return Server(command, folder / "lmcache.log", listens), connector
+
+
+def milliseconds(values: list[float]) -> float:
+    return round(1e3 * median(values), 1)
+
+
+def hits(start: Callable[[], Engine], prompts: int) -> dict:
+    seeds = range(FIRST, FIRST + prompts)
+    with start() as engine:
+        filled = [engine.ask(seed, 4) for seed in seeds]
+    rows = []
+    with start() as engine:
+        engine.ask(WARM, 4)
+        # It maps memory, which is told by itself.
+        first = engine.ask(seeds[0], 4)
+        for seed in seeds[1:]:
+            hit, own = engine.ask(seed, 4), [engine.ask(seed, 4) for _ in range(2)]
+            rows.append((hit, min(own, key=lambda answer: answer["ttft_s"])))
+    beyond = [hit["ttft_s"] - own["ttft_s"] for hit, own in rows]
+    return {
+        "computed_ms": milliseconds([answer["ttft_s"] for answer in filled]),
+        "hit_ms": milliseconds([hit["ttft_s"] for hit, _ in rows]),
+        "own_ms": milliseconds([own["ttft_s"] for _, own in rows]),
+        "hit_minus_own_ms": milliseconds(beyond),
+        "all_ms": [round(1e3 * value, 1) for value in beyond],
+        "first_hit_ms": round(1e3 * first["ttft_s"], 1),
+        "cached_tokens": [hit["cached"] for hit, _ in rows],
+        "same_tokens_as_own_cache": all(hit["tokens"] == own["tokens"] for hit, own in rows),
+    }
+
+
+def misses(with_kvd: Engine, without: Engine, pairs: int) -> dict:
+    for engine in (with_kvd, without):
+        engine.ask(WARM, 32)
+    rows = []
+    for number in range(pairs):
+        # The one that is first finds another machine than the other: by turns.
+        order = [with_kvd, without] if number % 2 else [without, with_kvd]
+        answers = {id(engine): engine.ask(FIRST + number, 32) for engine in order}
+        rows.append((answers[id(with_kvd)], answers[id(without)]))
+    assert not any(answer["cached"] for row in rows for answer in row), "nothing may be found"
+
+    def added(name: str) -> dict:
+        ratios = [ours[name] / theirs[name] - 1 for ours, theirs in rows]
+        return {
+            "with_kvd_ms": milliseconds([ours[name] for ours, _ in rows]),
+            "without_ms": milliseconds([theirs[name] for _, theirs in rows]),
+            "added": round(median(ratios), 4),
+            "all": [round(ratio, 4) for ratio in ratios],
+        }
+
+    return {"ttft": added("ttft_s"), "request": added("wall_s"), "tokens": 32}
+
+
+def measure_hits(given: argparse.Namespace, prepared: dict, folder: Path) -> tuple[dict, bool]:
+    def system(python: str, packages: str, name: str, serve: Callable[[], tuple[Server, dict]]) -> dict:
+        server, connector = serve()
+        with server:
+            log = folder / f"vllm-{name}.log"
+            return hits(lambda: Engine(python, packages, prepared["model"], connector, log), given.prompts)
+
+    systems = {"kvd": system(prepared["python"], prepared["packages"], "kvd", lambda: kvd(folder))}
+    if given.lmcache:
+        name = "lmcache 0.5.6"
+        try:
+            systems[name] = system(given.lmcache, "", "lmcache", lambda: lmcache(given.lmcache, folder))
+        except GoneError as error:
+            systems[name] = {"failed": str(error)}
+    ours = systems["kvd"]
+    within = ours["hit_minus_own_ms"] <= HIT_MS_MAX and ours["same_tokens_as_own_cache"]
+    return {"required": {"hit_minus_own_ms_max": HIT_MS_MAX}, "systems": systems}, within
+
+
+def measure_misses(given: argparse.Namespace, prepared: dict, folder: Path) -> tuple[dict, bool]:
+    server, connector = kvd(folder)
+    python, packages, model = prepared["python"], prepared["packages"], prepared["model"]
+    with (
+        server,
+        Engine(python, packages, model, connector, folder / "vllm-kvd.log") as ours,
+        Engine(python, packages, model, None, folder / "vllm.log") as without,
+    ):
+        found = misses(ours, without, given.pairs)
+    within = all(found[name]["added"] <= MISS_MAX for name in ("ttft", "request"))
+    return {"required": {"added_max": MISS_MAX}, **found}, within
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["hit", "miss"])
+    parser.add_argument("--prompts", type=int, default=8, help="of hit; the first one warms up")
+    parser.add_argument("--pairs", type=int, default=20, help="of miss")
+    parser.add_argument("--lmcache", metavar="PYTHON", help="one that has vLLM and lmcache 0.5.6")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    prepared = json.loads(subprocess.run([ROOT / "deploy/engines.sh"], check=True, stdout=subprocess.PIPE).stdout)
+    folder = Path(tempfile.mkdtemp(prefix="kvd-bench-vllm-"))
+    print(f"logs: {folder}", file=sys.stderr)
+    found, within = (measure_hits if given.what == "hit" else measure_misses)(given, prepared, folder)
+    report = {
+        "command": " ".join(["benches/vllm/cpu.py", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
+        "machine": {"cores": os.cpu_count(), "kernel": platform.release()},
+        **found,
+        "within_required": within,
+    }
+    out = given.out or ROOT / f"benches/results/{datetime.date.today()}-vllm-cpu-{given.what}.json"
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+    sys.exit(not within)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+//! Every release of vLLM that there is for CPUs, and that the connector says it knows.
+
+use kvd_tests::{Daemon, Scratch, skip};
+
+use crate::engine::{Answer, Vllm};
+use crate::setup::{Form, Setup, script, setup, setup_release};
+use crate::vllm::{SEEDS, expect_found, options, told};
+
+/// Beside the one that the other tests run with. Of 0.33 there is none for CPUs.
+const RELEASES: [&str; 6] = ["0.26.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0"];
+
+#[test]
+fn tokens_are_the_same_with_every_release() {
+    for release in RELEASES {
+        match setup_release(release) {
+            Ok(setup) => stored_and_found(release, &setup),
+            Err(reason) => skip(&format!("vLLM {release} on kvd"), &reason),
+        }
+    }
+}
+
+/// What one engine stored, the next one finds, and a daemon that is killed costs it no token.
+fn stored_and_found(release: &str, setup: &Setup) {
+    let scratch = Scratch::new("vllm-release");
+    let daemon = Daemon::start(&scratch, &options());
+    let ask = |engine: &mut Vllm| SEEDS.iter().map(|seed| engine.ask(*seed)).collect::<Vec<Answer>>();
+    let truth = ask(&mut Vllm::alone(setup));
+    println!("{}", told(&format!("vLLM {release} without a connector"), &truth));
+    let cold = ask(&mut Vllm::on_kvd(setup, &scratch.socket()));
+    println!("{}", told(&format!("vLLM {release}, storing"), &cold));
+    for (cold, truth) in cold.iter().zip(&truth) {
+        assert_eq!((&cold.tokens, cold.cached), (&truth.tokens, 0), "vLLM {release}");
+    }
+    let mut warm = Vllm::on_kvd(setup, &scratch.socket());
+    expect_found(&mut warm, &truth, &format!("DRAM, vLLM {release}"));
+    daemon.kill();
+    warm.forget();
+    for (alone, truth) in ask(&mut warm).iter().zip(&truth) {
+        assert_eq!(alone.tokens, truth.tokens, "vLLM {release} without its daemon");
+    }
+}
+
+/// A release that nobody has tried is refused in words.
+#[test]
+fn a_release_that_is_not_known_is_refused() {
+    let setup = match setup(Form::Short) {
+        Ok(setup) => setup,
+        Err(reason) => return skip("releases of vLLM that are refused", &reason),
+    };
+    let ended = setup.python().arg(script("releases.py")).output().expect("it starts");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+}

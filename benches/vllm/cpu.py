@@ -14,10 +14,14 @@ deploy/engines.sh; the program kvd must be built. LMCache's Python has vLLM of t
 """
 
 import argparse
+import atexit
+import contextlib
 import datetime
 import json
 import os
 import platform
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -47,16 +51,18 @@ class Engine:
 
     def __init__(self, python: str, packages: str, model: str, connector: dict | None, log: Path) -> None:
         command = [python, str(ROOT / "tests/engines/ask.py"), model, json.dumps(connector), "bfloat16"]
-        environment = {**os.environ, "PYTHONPATH": packages}
+        # Unasked, vLLM binds its threads and keeps a core free, or two where it has any connector: on two cores it computes on one of
+        # them without and on both with one.
+        environment = {**os.environ, "PYTHONPATH": packages, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         self.log = log
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("a"), text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("a"), text=True, env=environment, start_new_session=True
         )
         self.answer()
 
     def answer(self) -> dict:
         assert self.process.stdout
-        patience = threading.Timer(ANSWER_S_MAX, self.process.kill)
+        patience = threading.Timer(ANSWER_S_MAX, self.kill)
         patience.start()
         try:
             for line in self.process.stdout:
@@ -72,6 +78,11 @@ class Engine:
         self.process.stdin.flush()
         return self.answer()
 
+    def kill(self) -> None:
+        """All of its processes: the engine's own has the same output, and would keep who reads it waiting."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def __enter__(self) -> "Engine":
         return self
 
@@ -81,7 +92,7 @@ class Engine:
             self.process.stdin.close()
             self.process.wait(timeout=60)
         except (OSError, subprocess.TimeoutExpired):
-            self.process.kill()
+            self.kill()
 
 
 class Server:
@@ -109,8 +120,11 @@ class Server:
 
 def kvd(folder: Path) -> tuple[Server, dict]:
     target = os.environ.get("CARGO_TARGET_DIR") or Path.home() / ".cache/kvd/target"
-    sizes = ["--set", "tiers.dram.capacity=2GiB", "--set", "tiers.nvme.capacity=2GiB"]
-    command = [str(Path(target) / "debug/kvd"), "serve", "--set", f"data_dir={folder / 'kvd'}", *sizes]
+    arena = Path("/dev/shm") / folder.name
+    atexit.register(shutil.rmtree, arena, ignore_errors=True)
+    atexit.register(shutil.rmtree, folder / "kvd", ignore_errors=True)
+    settings = [f"data_dir={folder / 'kvd'}", f"tiers.dram.path={arena}", "tiers.dram.capacity=2GiB", "tiers.nvme.capacity=2GiB"]
+    command = [str(Path(target) / "debug/kvd"), "serve", *(word for one in settings for word in ("--set", one))]
     path = folder / "kvd/kvd.sock"
     connector = {
         "kv_connector": "KvdConnector",
@@ -128,6 +142,8 @@ def lmcache(python: str, folder: Path) -> tuple[Server, dict]:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
+    if listens():
+        raise GoneError(f"somebody else listens on port {port}")
     command = [str(Path(python).parent / "lmcache"), "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--l1-size-gb", "2", "--eviction-policy", "LRU", "--chunk-size", "128"]
     connector = {

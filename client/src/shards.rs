@@ -153,6 +153,10 @@ impl Others {
         }
         let answer = session.control.ask(Body::ListShards(ListShards { view: view.into() }), until);
         let mut known = self.lock();
+        // Another thread may have asked the next daemon meanwhile: what this one had is its word no more.
+        if known.asked.is_none_or(|(asked, _)| asked != session.id) {
+            return known.sources.clone();
+        }
         match answer {
             Ok((Body::Shards(told), _)) => self.learn(&mut known, &told.shards),
             // It cannot say, or speaks otherwise: it has none.

@@ -41,7 +41,7 @@ struct KvdJob {
   u32 piece_count, record_count;
   u32 units, unit_bytes;  // units of a payload, and bytes of each but perhaps the last
   u32 payload_bytes;      // what moves of a record
-  u32 whole;              // 1: flat is the whole record, of which the pieces are a part
+  u32 flat_is_record;     // 1: flat is all of a record, of which the pieces are a part
 };
 
 static_assert(sizeof(KvdPiece) == 80 && sizeof(KvdRecord) == 24 && sizeof(KvdJob) == 48, "mirrored in job.rs");
@@ -397,7 +397,7 @@ __device__ __forceinline__ void move_records(const KvdJob& job) {
     const u32 start = unit * job.unit_bytes, first = start - piece.flat_offset;
     const u32 bytes = min(job.unit_bytes, job.payload_bytes - start);
     const u64 base = piece.base + record.index * piece.block_stride;
-    const u64 flat = record.flat + (job.whole ? piece.in_record + first : start);
+    const u64 flat = record.flat + (job.flat_is_record ? piece.in_record + first : start);
     const u64 seed = unit_seed(record.seed, piece.record_unit + unit - piece.first_unit);
     if (bytes <= kShortBytes) {
       if (lane == 0 || width == 1) *sum = short_unit<kGather>(secret, seed, bytes, Fragments(piece, base), first, flat);

@@ -208,4 +208,11 @@ pub enum Launch {
 
 /// Host memory that a device may use by itself.
 #[derive(Debug)]
-pub struct PinnedMemory(#[expect(dead_code, reason = "held for its drop")] Option<Pinned>);
+pub struct PinnedMemory(Option<Pinned>);
+
+impl PinnedMemory {
+    /// Whether GPUs of this process reach these bytes by it.
+    pub(crate) fn covers(&self, extent: &MemoryExtent) -> bool {
+        self.0.as_ref().is_some_and(|pinned| pinned.covers(extent))
+    }
+}

@@ -54,7 +54,9 @@ pub(crate) fn setup(form: Form) -> Result<Setup, String> {
 /// Another release of the engine.
 pub(crate) fn setup_release(release: &str) -> Result<Setup, String> {
     wanted(Form::Releases)?;
-    prepare(Some(release))
+    let setup = prepare(Some(release));
+    assert!(setup.is_ok(), "vLLM {release} was asked for: {setup:?}");
+    setup
 }
 
 /// What was asked for, where that is as much as this.

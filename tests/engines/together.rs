@@ -1,5 +1,8 @@
 //! What more than one engine, or one on a full disk, makes of the same daemon.
 
+use std::fs::File;
+use std::io::Write as _;
+
 use kvd_tests::{Daemon, Scratch, SmallDisk, ask_serving, skip};
 
 use crate::engine::{Answer, BLOCK_TOKENS, FOUND, Vllm};
@@ -49,7 +52,7 @@ fn two_engines_at_once_find_each_others_prompts() {
     assert_eq!(ask_serving(&scratch, &["status"])["blocks"], all, "one copy of each block for both");
 }
 
-/// The disk below NVMe and the object tier has no room for what is stored.
+/// Others fill the disk below NVMe and the object tier before anything is stored.
 #[test]
 fn a_full_disk_costs_an_engine_nothing_that_was_there() {
     let setup = match setup(Form::All) {
@@ -60,6 +63,8 @@ fn a_full_disk_costs_an_engine_nothing_that_was_there() {
     let Some(_disk) = SmallDisk::mount("vLLM on a full disk", scratch.data(), "220MiB") else { return };
     let daemon = Daemon::start(&scratch, &options().with("tiers.nvme.capacity", "128MiB"));
     let mut engine = Vllm::on_kvd(&setup, &scratch.socket());
+    let mut junk = File::create(scratch.data().join("junk")).expect("a file of somebody else");
+    while junk.write_all(&[7; 1 << 16]).is_ok() {}
     let computed = ask(&mut engine, &SEEDS);
     println!("{}", told("storing on a full disk", &computed));
     within("the store says that it is full", || metric(&scratch, "kvd_object_up") == 0);

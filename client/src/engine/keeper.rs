@@ -13,6 +13,8 @@ use crate::session::{CONTROL_WAIT, Session, connect, timespec};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// After a session in which the daemon served.
+const BACKOFF_SERVED_MAX: Duration = Duration::from_millis(50);
 /// How often the keeper looks whether the last copy of an ended session is over.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);
 
@@ -22,6 +24,7 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
     let mut backoff = BACKOFF_MIN;
     loop {
         if let Some(open) = session.take() {
+            let joined = Instant::now();
             wait_for_end(shared, &open);
             if shared.stopping() && !open.link.is_down() {
                 open.goodbye();
@@ -34,12 +37,15 @@ pub(super) fn keep_joined(shared: &Shared, mut session: Option<Arc<Session>>) {
                 std::mem::forget((open.clone(), shared.kept.clone()));
             }
             replaces = Some((open.terms.epoch, open.terms.client_slot));
-            // A daemon that greets and hangs up is not asked without a pause; one that served may be back at once.
-            if open.link.has_answered() {
+            // A daemon that greets and hangs up is not asked without a pause; one that served a moment is back soon, as often as that
+            // happens.
+            if joined.elapsed() >= BACKOFF_MAX {
                 backoff = BACKOFF_MIN;
             } else if !shared.stopping() {
+                let most = if open.link.has_answered() { BACKOFF_SERVED_MAX } else { BACKOFF_MAX };
+                backoff = backoff.min(most);
                 sleep(shared, backoff);
-                backoff = (backoff * 2).min(BACKOFF_MAX);
+                backoff = (backoff * 2).min(most);
             }
         }
         if shared.stopping() {

@@ -35,6 +35,8 @@ pub(super) const ORDERS_WAITING_MAX: usize = 512;
 const RESTORED_PER_MESSAGE: usize = 1024;
 /// Messages of found records that may wait for the core.
 pub(super) const FOUND_WAITING_MAX: usize = 16;
+/// How long to wait for the lock of a device whose last user's I/O is still being drained.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// The longest sleep of a device thread: what it costs to miss a wake-up.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 /// The move that stands for the flush before the end; the ladder counts from 1.
@@ -200,7 +202,7 @@ fn open_and_run(setup: &DeviceSetup, ends: &DeviceEnds) -> Result<(), DeviceErro
 /// the process is gone.
 fn prepare_patiently(setup: &DeviceSetup) -> Result<PreparedFile, FileError> {
     let locked = |error: &FileError| matches!(error, FileError::Locked { .. });
-    patiently(locked, || prepare(&setup.path, setup.capacity_bytes))
+    patiently(LOCK_PATIENCE, locked, || prepare(&setup.path, setup.capacity_bytes))
 }
 
 fn run<I: Io>(

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use kvd_nixl::sys::{EventFd, Signal, sigbus};
@@ -231,6 +232,10 @@ fn random_name() -> Result<[u8; 16], ServeError> {
     read.map(|()| name).map_err(system("reading /dev/urandom"))
 }
 
+/// How long to wait for the lock of the arena: some ten milliseconds after a kill in the middle of a device's copies. Whoever has it
+/// longer lives.
+const ARENA_PATIENCE: Duration = Duration::from_millis(500);
+
 fn open_arena(options: &ServeOptions, epoch_min: Epoch) -> Result<OpenedArena, ServeError> {
     let arena = ArenaOptions {
         folder: options.dram.path.clone(),
@@ -238,7 +243,8 @@ fn open_arena(options: &ServeOptions, epoch_min: Epoch) -> Result<OpenedArena, S
         epoch_min,
         uuid: random_name()?,
     };
-    let opened = patiently(|error| matches!(error, ArenaError::Locked { .. }), || Arena::open(&arena))?;
+    let locked = |error: &ArenaError| matches!(error, ArenaError::Locked { .. });
+    let opened = patiently(ARENA_PATIENCE, locked, || Arena::open(&arena))?;
     let found = &opened.adoption;
     tracing::info!(
         adopted = found.adopted,

@@ -9,6 +9,13 @@ Settings, all optional, in ``kv_connector_extra_config``: ``socket`` (the daemon
 kvd cannot find the files of the weights), ``match_deadline`` and ``load_deadline`` (seconds).
 """
 
-from .connector import KvdConnector
+import vllm
+
+from .versions import require_known
+
+# Before anything of vLLM's is named that another release may lack.
+require_known(vllm.__version__)
+
+from .connector import KvdConnector  # noqa: E402
 
 __all__ = ["KvdConnector"]

@@ -106,11 +106,9 @@ def name_of(config: "VllmConfig", caches: "KVCacheConfig") -> Name:
 
 def _only_spec(config: "VllmConfig", caches: "KVCacheConfig") -> "FullAttentionSpec":
     """The one kind of cache that is known so far. What is not known is refused, and never guessed."""
-    import vllm
     from vllm.platforms import current_platform
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-    versions.require_known(vllm.__version__)
     if not current_platform.is_cpu():
         raise Unsupported("kvd.vllm runs with vLLM on CPUs so far")
     if config.parallel_config.world_size != 1:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -22,7 +22,8 @@ class Unsupported(ValueError):
 
 def require_known(version: str) -> None:
     """Raises :class:`Unsupported` for a release that this package does not know: the next one may mean something else by the same call."""
-    found = re.match(r"(\d+)\.(\d+)", version)
+    # Builds between two releases carry the number of the last one, or of the next.
+    found = re.fullmatch(r"(\d+)\.(\d+)\.\d+(\.post\d+)?(\+[\w.]+)?", version)
     if found and FIRST <= (int(found[1]), int(found[2])) <= LAST:
         return
     first, last = (".".join(map(str, one)) for one in (FIRST, LAST))
@@ -38,6 +39,8 @@ def cell_bytes(spec: "FullAttentionSpec") -> int:
 def is_packed(spec: "FullAttentionSpec") -> bool:
     """Whether a page holds anything but one cell for each token and head."""
     # Since 0.28 and 0.29.
+    if spec.kv_quant_mode.name not in ("NONE", "FP8_PER_TENSOR"):
+        return True
     slots, tokens = getattr(spec, "num_heads", spec.num_kv_heads), getattr(spec, "tokens_per_state", 1)
     dense = (spec.head_size + spec.head_size_v) * spec.dtype.itemsize
     return slots != spec.num_kv_heads or tokens != 1 or cell_bytes(spec) != dense or spec.page_size_padded is not None
@@ -45,9 +48,11 @@ def is_packed(spec: "FullAttentionSpec") -> bool:
 
 def hash_tokens(config: "VllmConfig", caches: "KVCacheConfig", block_tokens: int) -> int:
     """Tokens of one of a request's block hashes."""
-    # Part of the caches since 0.30.
-    found: Any = getattr(caches, "hash_block_size", None) or getattr(config.cache_config, "hash_block_size", None)
-    return found or block_tokens
+    # Part of the caches since 0.32; before, with one group, a block's.
+    tokens: int = getattr(caches, "hash_block_size", None) or config.cache_config.block_size
+    if block_tokens % tokens:
+        raise Unsupported(f"vLLM hashes {tokens} tokens at a time and keeps blocks of {block_tokens}: choose a --block-size that fits")
+    return tokens
 
 
 def hash_seed() -> bytes:

@@ -20,6 +20,8 @@ struct Context {
     context: CUcontext,
     /// Of the driver.
     version: c_int,
+    /// Whether kernels find host memory that was registered where the host does.
+    same_addresses: bool,
     kernels: Kernels,
 }
 
@@ -74,11 +76,15 @@ impl Gpu {
         let mut version: c_int = 0;
         // SAFETY: the driver stores a number.
         check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut version) })?;
+        let mut same: c_int = 0;
+        let asked = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM;
+        // SAFETY: the driver stores a number.
+        check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&raw mut same, asked, device) })?;
         let mut context: CUcontext = std::ptr::null_mut();
         // SAFETY: the driver stores a handle; it is released in `drop`.
         check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) })?;
         match bound(context, load) {
-            Ok(kernels) => Ok(Self(Arc::new(Context { device, context, version, kernels }))),
+            Ok(kernels) => Ok(Self(Arc::new(Context { device, context, version, same_addresses: same != 0, kernels }))),
             Err(error) => {
                 // SAFETY: retained above, and nothing uses it.
                 let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
@@ -100,6 +106,12 @@ impl Gpu {
     /// The driver's version: 12080 for one of CUDA 12.8.
     pub(super) fn version(&self) -> c_int {
         self.0.version
+    }
+
+    /// Whether its kernels find host memory that was registered where the host does. They find memory of the driver's own there
+    /// anyway.
+    pub(super) fn has_same_addresses(&self) -> bool {
+        self.0.same_addresses
     }
 
     /// Whether both are the same GPU.

@@ -1,6 +1,7 @@
 //! What the kernels are given: the same as in kernels/records.cu.
 
 /// One stretch of every record.
+#[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece {
     /// Device address of block 0.
@@ -19,6 +20,7 @@ pub(super) struct Piece {
     pub(super) record_unit: u32,
     /// Where the piece begins in the record itself.
     pub(super) in_record: u32,
+    pub(super) reserved: u32,
 }
 
 /// One record.
@@ -45,15 +47,15 @@ pub(super) struct Job {
     pub(super) unit_bytes: u32,
     /// What moves of a record.
     pub(super) payload_bytes: u32,
-    /// Whether the kernel finds it in the whole record.
-    pub(super) whole: u32,
+    /// Whether `flat` is all of a record, of which the pieces are a part.
+    pub(super) flat_is_record: u32,
 }
 
 // As in kernels/records.cu.
-const _: () = assert!(size_of::<Record>() == 24 && size_of::<Job>() == 48);
+const _: () = assert!(size_of::<Piece>() == 80 && size_of::<Record>() == 24 && size_of::<Job>() == 48);
 
 pub(super) const RECORD_BYTES: usize = size_of::<Record>();
-pub(super) const PIECE_BYTES: usize = 80;
+pub(super) const PIECE_BYTES: usize = size_of::<Piece>();
 
 impl Record {
     pub(super) fn to_bytes(self) -> [u8; RECORD_BYTES] {
@@ -79,6 +81,7 @@ impl Piece {
             self.first_unit,
             self.record_unit,
             self.in_record,
+            self.reserved,
         ];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());

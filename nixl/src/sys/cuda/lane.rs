@@ -26,7 +26,7 @@ const THREADS: u32 = 512;
 /// Rows of a record up to this are read and written over the bus by the kernel itself, for a copy engine takes too long from one to
 /// the next: of rows of 8 KiB it moves half of what the bus can, of rows of 32 KiB nine tenths.
 const NARROW_BYTES: usize = 32 << 10;
-/// Multiprocessors for that: taken for as long as the bus needs, and with more it is not faster.
+/// Multiprocessors for that, of each chunk: taken for as long as the bus needs, a millisecond, and with more it is not faster.
 const NARROW_MULTIPROCESSORS: u32 = 8;
 
 /// A lane's side on the device.
@@ -113,6 +113,7 @@ fn describe(gpu: &Gpu, layout: &RecordLayout) -> Result<Vec<u8>, DeviceError> {
             first_unit: small(in_staging / layout.unit_bytes())?,
             record_unit: small(in_record / layout.unit_bytes())?,
             in_record: small(*in_record)?,
+            reserved: 0,
         };
         rows.extend(row.to_bytes());
     }
@@ -128,7 +129,7 @@ enum Means {
     Straight,
 }
 
-/// What host memory that is pinned is for kernels: with unified addresses, which every GPU of 64-bit Linux has, the same address.
+/// Where kernels find host memory that is pinned, on a GPU that has the same addresses.
 fn address(host: &MemoryExtent) -> u64 {
     host.as_ptr().addr() as u64
 }
@@ -149,8 +150,10 @@ impl CudaLane {
     /// Kernels reach pinned memory only. Who looks between two steps gets two steps.
     fn means(&self, layout: &RecordLayout, moves: &[RecordMove]) -> Means {
         let narrow = layout.rows().iter().any(|rows| rows.count > 1 && rows.bytes <= NARROW_BYTES);
-        let reached = moves.iter().all(|one| one.pinned.is_some() && address(&one.host).is_multiple_of(16));
-        if narrow && reached && self.between.is_none() { Means::Straight } else { Means::Staged }
+        let pinned = |one: &RecordMove| one.pinned.as_ref().is_some_and(|pinned| pinned.covers(&one.host));
+        let reached = |one: &RecordMove| pinned(one) && address(&one.host).is_multiple_of(16);
+        let can = narrow && self.gpu.has_same_addresses() && self.between.is_none();
+        if can && moves.iter().all(reached) { Means::Straight } else { Means::Staged }
     }
 
     fn launch(
@@ -171,7 +174,7 @@ impl CudaLane {
             units: small(layout.units())?,
             unit_bytes: small(layout.unit_bytes())?,
             payload_bytes: small(layout.moved_bytes())?,
-            whole: u32::from(means == Means::Straight),
+            flat_is_record: u32::from(means == Means::Straight),
         };
         let kernel = self.gpu.kernel(way);
         let mut arguments: [*mut c_void; 1] = [(&raw mut job).cast()];

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUdeviceptr, CUmemorytype, CUpointer_attribute};
 
 use super::driver::{Gpu, check};
 use crate::device::{Device, DeviceError, DeviceMemory};
+use crate::sys::MemoryExtent;
 use crate::sys::memory::{Memory, locate, sealed};
 
 /// Memory on a GPU, ours or an engine's.
@@ -65,11 +66,10 @@ impl Gpu {
     /// Pins host memory for all GPUs of the process.
     pub(crate) fn pin(&self, memory: &Arc<dyn Memory>) -> Result<Pinned, DeviceError> {
         let base: *mut c_void = memory.base().as_ptr().cast();
+        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
         self.bound(|| {
             // SAFETY: the memory stays mapped until it is unregistered, which happens before `memory` is dropped.
-            check("cuMemHostRegister", unsafe {
-                sys::cuMemHostRegister_v2(base, memory.len(), sys::CU_MEMHOSTREGISTER_PORTABLE)
-            })
+            check("cuMemHostRegister", unsafe { sys::cuMemHostRegister_v2(base, memory.len(), flags) })
         })?;
         Ok(Pinned { gpu: self.clone(), memory: memory.clone() })
     }
@@ -155,6 +155,13 @@ impl Drop for Allocation {
 pub(crate) struct Pinned {
     gpu: Gpu,
     memory: Arc<dyn Memory>,
+}
+
+impl Pinned {
+    /// Whether these bytes are of it.
+    pub(crate) fn covers(&self, extent: &MemoryExtent) -> bool {
+        Arc::ptr_eq(&self.memory, extent.memory())
+    }
 }
 
 impl Drop for Pinned {

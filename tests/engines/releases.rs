@@ -3,7 +3,7 @@
 use kvd_tests::{Daemon, Scratch, skip};
 
 use crate::engine::{Answer, Vllm};
-use crate::setup::{Form, Setup, script, setup, setup_release};
+use crate::setup::{Form, Setup, needed, script, setup_release};
 use crate::vllm::{SEEDS, expect_found, options, told};
 
 /// Beside the one that the other tests run with. Of 0.33 there is none for CPUs.
@@ -39,10 +39,7 @@ fn stored_and_found(release: &str, setup: &Setup) {
 /// A release that nobody has tried is refused in words.
 #[test]
 fn a_release_that_is_not_known_is_refused() {
-    let setup = match setup(Form::Short) {
-        Ok(setup) => setup,
-        Err(reason) => return skip("releases of vLLM that are refused", &reason),
-    };
+    let Some(setup) = needed(Form::Short, "releases of vLLM that are refused") else { return };
     let ended = setup.python().arg(script("releases.py")).output().expect("it starts");
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use kvd_tests::skip;
 use serde_json::Value;
 
 /// An installed engine.
@@ -49,6 +50,11 @@ pub(crate) fn setup(form: Form) -> Result<Setup, String> {
     let setup = SETUP.get_or_init(|| prepare(None)).clone();
     assert!(setup.is_ok() || asked == Form::Short, "an engine was asked for: {setup:?}");
     setup
+}
+
+/// The engine, where so much is run; else the test is reported as skipped.
+pub(crate) fn needed(form: Form, test: &str) -> Option<Setup> {
+    setup(form).inspect_err(|reason| skip(test, reason)).ok()
 }
 
 /// Another release of the engine.

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::io::Write as _;
 
-use kvd_tests::{Daemon, Scratch, SmallDisk, ask_serving, skip};
+use kvd_tests::{Daemon, Scratch, SmallDisk, ask_serving};
 
 use crate::engine::{Answer, BLOCK_TOKENS, FOUND, Vllm};
-use crate::setup::{Form, setup};
+use crate::setup::{Form, needed};
 use crate::vllm::{NEW_SEEDS, SEEDS, metric, options, told, within};
 
 fn ask(engine: &mut Vllm, seeds: &[u64]) -> Vec<Answer> {
@@ -25,10 +25,7 @@ fn expect_found(what: &str, found: &[Answer], computed: &[Answer], engine: &mut 
 /// Each finds what the other stored at the same time, and it is kept once.
 #[test]
 fn two_engines_at_once_find_each_others_prompts() {
-    let setup = match setup(Form::All) {
-        Ok(setup) => setup,
-        Err(reason) => return skip("two engines on one kvd", &reason),
-    };
+    let Some(setup) = needed(Form::All, "two engines on one kvd") else { return };
     let scratch = Scratch::new("vllm-two");
     let _daemon = Daemon::start(&scratch, &options());
     let socket = scratch.socket();
@@ -55,10 +52,7 @@ fn two_engines_at_once_find_each_others_prompts() {
 /// Others fill the disk below NVMe and the object tier before anything is stored.
 #[test]
 fn a_full_disk_costs_an_engine_nothing_that_was_there() {
-    let setup = match setup(Form::All) {
-        Ok(setup) => setup,
-        Err(reason) => return skip("vLLM on a full disk", &reason),
-    };
+    let Some(setup) = needed(Form::All, "vLLM on a full disk") else { return };
     let scratch = Scratch::new("vllm-full-disk");
     let Some(_disk) = SmallDisk::mount("vLLM on a full disk", scratch.data(), "220MiB") else { return };
     let daemon = Daemon::start(&scratch, &options().with("tiers.nvme.capacity", "128MiB"));

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::engine::{Answer, BLOCK_TOKENS, FOUND, Vllm};
 use crate::faults::{self, Truth};
-use crate::setup::{Form, setup};
+use crate::setup::{Form, needed};
 
 /// Prompts that every engine is asked.
 pub(crate) const SEEDS: [u64; 3] = [7, 8, 9];
@@ -63,10 +63,7 @@ pub(crate) fn options() -> DaemonOptions {
 
 #[test]
 fn tokens_are_the_same_with_blocks_from_kvd() {
-    let setup = match self::setup(Form::Short) {
-        Ok(setup) => setup,
-        Err(reason) => return skip("vLLM on kvd", &reason),
-    };
+    let Some(setup) = needed(Form::Short, "vLLM on kvd") else { return };
     let scratch = Scratch::new("vllm");
     let mut daemon = Daemon::start(&scratch, &options());
     let socket = scratch.socket();
@@ -91,7 +88,7 @@ fn tokens_are_the_same_with_blocks_from_kvd() {
     assert!(hits(&scratch, "dram") > 0 && hits(&scratch, "nvme") == 0, "out of DRAM");
     let loaded = (SEEDS.len() as u64 * FOUND / BLOCK_TOKENS) as f64;
     assert_eq!(warm.counted("vllm:kvd_load_blocks/dram"), loaded, "vLLM counts what came");
-    let whole = self::setup(Form::All);
+    let whole = crate::setup::setup(Form::All);
     let stands_still = if whole.is_ok() { Duration::from_secs(30) } else { Duration::from_secs(5) };
     let truth = Truth { known: &truth, new: &new };
     daemon = faults::all(&mut warm, &truth, daemon, &scratch, stands_still);

@@ -2,17 +2,14 @@
 
 use std::process::Command;
 
-use kvd_tests::{Daemon, DaemonOptions, Scratch, skip};
+use kvd_tests::{Daemon, DaemonOptions, Scratch};
 use serde_json::Value;
 
-use crate::setup::{Form, script, setup};
+use crate::setup::{Form, needed, script};
 
 #[test]
 fn python_code_stores_and_loads() {
-    let setup = match setup(Form::Short) {
-        Ok(setup) => setup,
-        Err(reason) => return skip("the Python wheel", &reason),
-    };
+    let Some(setup) = needed(Form::Short, "the Python wheel") else { return };
     let scratch = Scratch::new("wheel");
     let _daemon = Daemon::start(&scratch, &DaemonOptions::sized("64MiB", "128MiB"));
     let ended = setup.python().arg(script("wheel.py")).arg(scratch.socket()).output().expect("it starts");
@@ -22,10 +19,7 @@ fn python_code_stores_and_loads() {
 /// The Python side looks for the daemon where the daemon without a configuration listens.
 #[test]
 fn python_code_finds_the_daemon() {
-    let setup = match setup(Form::Short) {
-        Ok(setup) => setup,
-        Err(reason) => return skip("the Python wheel's default socket", &reason),
-    };
+    let Some(setup) = needed(Form::Short, "the Python wheel's default socket") else { return };
     let environments: [&[(&str, &str)]; 4] = [
         &[("HOME", "/home/x")],
         &[("HOME", "/home/x"), ("XDG_STATE_HOME", "/state")],

@@ -81,7 +81,7 @@ pub(super) fn run(args: &JoinArgs, output: Output) -> Outcome {
     let device = || if args.twin { Ok(Device::twin()) } else { Device::cuda(args.gpu).map_err(failed) };
     if let (Some(number), Some(socket)) = (args.engine, &args.socket) {
         let started = start(socket, number, &device()?, rounds(args.gib << 30))?;
-        println!("{}", serde_json::to_string(&started).map_err(failed)?);
+        serde_json::to_writer(std::io::stdout(), &started).map_err(failed)?;
         return Ok(Exit::Ok);
     }
     let arena_bytes = args.gib << 30;

@@ -64,8 +64,8 @@ pub struct LaneOptions {
     /// Chunks under way at a time, two at least.
     pub chunks: usize,
     /// Multiprocessors that gather and scatter may take, for some ten microseconds per chunk; parts with short rows take eight for a
-    /// millisecond. Fewer take longer, and an engine whose
-    /// kernels are short waits for them as long: beside 64 it loses less than beside 32, 16 or 8.
+    /// millisecond. Fewer take longer, and an engine whose kernels are short waits for them as long: beside 64 it loses less than beside
+    /// 32, 16 or 8.
     pub multiprocessors: u32,
     /// Whether they are taken before an engine's waiting kernels. Those that run are not stopped.
     pub urgent: bool,

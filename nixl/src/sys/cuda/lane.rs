@@ -24,8 +24,8 @@ use crate::sys::memory::Memory;
 /// Threads of a block, as the kernels are compiled for.
 const THREADS: u32 = 512;
 /// Rows of a record up to this are read and written over the bus by the kernel itself, for a copy engine takes too long from one to
-/// the next: of rows of 8 KiB it moves half of what the bus can, of rows of 32 KiB nine tenths.
-const NARROW_BYTES: usize = 32 << 10;
+/// the next: of rows of 8 KiB it moves half of what the bus can, of 16 KiB two thirds. Of 32 KiB it moves as much as the kernel does.
+const NARROW_BYTES: usize = 16 << 10;
 /// Multiprocessors for that, of each chunk: taken for as long as the bus needs, a millisecond, and with more it is not faster.
 const NARROW_MULTIPROCESSORS: u32 = 8;
 
@@ -224,6 +224,7 @@ impl CudaLane {
         course: &Course,
         way: Way,
         moves: &[RecordMove],
+        means: Means,
         begun: u32,
     ) -> Result<(), DeviceError> {
         let (kernels, copies) = (&chunk.kernels, self.copies(way));
@@ -233,7 +234,6 @@ impl CudaLane {
             let from = chunk.table.pointer(chunk.pieces_at, course.table.len())?;
             copies::upload(chunk.pieces.address(), from, course.table.len(), kernels)?;
         }
-        let means = self.means(&course.layout, moves);
         match (way, means) {
             (_, Means::Straight) => {
                 self.launch(chunk, course, (way, means), moves.len())?;
@@ -284,7 +284,7 @@ impl Backend for CudaLane {
         // Relaxed: a chunk belongs to one flight at a time, which was handed it under a lock. Counted before anything is enqueued:
         // of what breaks off half way nobody is told that it has ended.
         let begun = chunk.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        self.gpu.bound(|| self.enqueue(chunk, course, way, moves, begun))
+        self.gpu.bound(|| self.enqueue(chunk, course, way, moves, means, begun))
     }
 
     fn settle(&self, chunk: usize, way: Way) -> Result<(), DeviceError> {

@@ -48,7 +48,7 @@ pub use view::{View, ViewSpec};
 
 // What stands in the signatures above, so that an engine links one crate.
 pub use kvd_nixl::device;
-pub use kvd_nixl::sys::{ForeignMemory, Memory, MemoryExtent, adopt_device_memory};
+pub use kvd_nixl::sys::{ForeignMemory, Memory, MemoryExtent, adopt_device_memory, mark_stream};
 pub use kvd_proto::{
     BlockHash, Epoch, GroupKind, GroupSpec, InstanceId, Interleave, MissReason, Namespace, Plane, Shard, Sharding,
     Tier, UnitOrder,

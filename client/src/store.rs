@@ -37,7 +37,7 @@ pub struct StoreRequest<'a> {
     /// The blocks, each one the child of the one before.
     pub hashes: &'a [BlockHash],
     /// Where each lies in the engine's memory. What a device still writes there must have ended: its work and ours are in no
-    /// order.
+    /// order. A [`crate::device::Mark`] says when it has.
     pub sources: &'a [BlockMemory<'a>],
     /// The token ids of all blocks, one after the other. Exactly if the view was opened with `token_ids`.
     pub tokens: &'a [u32],

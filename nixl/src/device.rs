@@ -6,6 +6,7 @@
 
 mod lane;
 mod layout;
+mod mark;
 mod memory;
 mod twin;
 
@@ -18,6 +19,7 @@ pub(crate) use lane::{Backend, Course, Room, STUCK};
 pub use lane::{Between, Flight, Lane, LaneOptions, PartError, RecordMove, Way};
 pub use layout::{LayoutError, RecordLayout, RecordPiece, Stretch};
 pub(crate) use layout::{Placed, Rows};
+pub use mark::Mark;
 pub use memory::DeviceMemory;
 pub(crate) use memory::Place;
 
@@ -55,6 +57,9 @@ pub enum DeviceError {
         /// Length in bytes.
         bytes: usize,
     },
+    /// A mark in a stream was asked for where there are none: a twin works while its caller waits.
+    #[error("a twin of a GPU has no streams")]
+    NoStreams,
     /// Matrix products were asked for where there is no library for them.
     #[error("libcublas.so is not there: name its folder in LD_LIBRARY_PATH")]
     NoProducts,
@@ -194,6 +199,11 @@ impl Products {
     /// Makes those of a step, and waits for the last.
     pub fn step(&mut self) -> Result<(), DeviceError> {
         self.0.step()
+    }
+
+    /// Begins those of a step, and does not wait: marks before and behind them.
+    pub fn begin(&mut self) -> Result<[Mark; 2], DeviceError> {
+        self.0.begin()
     }
 }
 

@@ -23,7 +23,7 @@ mod uring;
 mod vector;
 
 pub use checksum::{ChecksumAlgorithm, seed_from_unit, unit_seed};
-pub use cuda::adopt_device_memory;
+pub use cuda::{adopt_device_memory, mark_stream};
 pub use eventfd::{Bell, EventFd, Signal};
 pub use file::{OfdLock, is_sealed, memfd_sealed};
 pub use mapping::{Mapping, MappingError};

@@ -12,6 +12,7 @@ mod engine;
 mod killed;
 mod lanes;
 mod layers;
+mod marks;
 mod parts;
 mod pinning;
 mod ranks;

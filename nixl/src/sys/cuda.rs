@@ -15,3 +15,5 @@ pub(crate) use driver::Gpu;
 pub use memory::adopt_device_memory;
 pub(crate) use memory::{CudaExtent, Pinned};
 pub(crate) use products::Products;
+pub(crate) use stream::StreamEvent;
+pub use stream::mark_stream;

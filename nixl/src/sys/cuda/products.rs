@@ -11,8 +11,8 @@ use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode};
 
 use super::driver::{self, Gpu};
 use super::memory::CudaExtent;
-use super::stream::{Priority, Stream};
-use crate::device::{DeviceError, Launch};
+use super::stream::{Priority, Stream, StreamEvent};
+use crate::device::{DeviceError, Launch, Mark};
 
 /// Steps of products of square bf16 matrices.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: created once; nothing of it runs, for every step was waited for.
+        // SAFETY: created once; nothing of it runs, as the drop of its products has waited for it.
         let _ = self.1.bound(|| driver::check("cuGraphExecDestroy", unsafe { sys::cuGraphExecDestroy(self.0) }));
     }
 }
@@ -117,15 +117,24 @@ impl Products {
     /// Makes the products of a step, and waits for the last.
     pub(crate) fn step(&mut self) -> Result<(), DeviceError> {
         self.gpu.bound(|| {
-            let Some(graph) = &self.graph else {
-                self.each()?;
-                return self.stream.wait();
-            };
-            // SAFETY: both are of the current context and alive, and so is what was recorded.
-            let launched = unsafe { sys::cuGraphLaunch(graph.0, self.stream.handle()) };
-            driver::check("cuGraphLaunch", launched)?;
+            self.launch()?;
             self.stream.wait()
         })
+    }
+
+    /// Begins a step, as engines do: the points before and behind it.
+    pub(crate) fn begin(&mut self) -> Result<[Mark; 2], DeviceError> {
+        let before = StreamEvent::behind(&self.gpu, self.stream.handle())?;
+        self.gpu.bound(|| self.launch())?;
+        let behind = StreamEvent::behind(&self.gpu, self.stream.handle())?;
+        Ok([before, behind].map(Mark::in_stream))
+    }
+
+    fn launch(&self) -> Result<(), DeviceError> {
+        let Some(graph) = &self.graph else { return self.each() };
+        // SAFETY: both are of the current context and alive, and so is what was recorded.
+        let launched = unsafe { sys::cuGraphLaunch(graph.0, self.stream.handle()) };
+        driver::check("cuGraphLaunch", launched)
     }
 
     fn each(&self) -> Result<(), DeviceError> {
@@ -167,7 +176,8 @@ impl Products {
 
 impl Drop for Products {
     fn drop(&mut self) {
-        // SAFETY: created once; nothing of it runs, for every step was waited for.
+        let _ = self.gpu.bound(|| self.stream.wait());
+        // SAFETY: created once; nothing of it runs any more.
         let _ = self.gpu.bound(|| check("cublasDestroy", unsafe { cublas::cublasDestroy_v2(self.handle) }));
     }
 }

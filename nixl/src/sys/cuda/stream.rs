@@ -1,9 +1,11 @@
 //! Streams of work on a GPU, and points in them. But for making and dropping them, all is done with their context current.
 
+use std::time::Duration;
+
 use cudarc::driver::sys::{self, CUevent, CUevent_flags, CUresult, CUstream, CUstream_flags};
 
 use super::driver::{Gpu, check};
-use crate::device::DeviceError;
+use crate::device::{Device, DeviceError, Mark};
 
 /// Whose blocks a GPU begins first when a multiprocessor is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +87,14 @@ unsafe impl Sync for Event {}
 
 impl Event {
     pub(super) fn new(gpu: &Gpu) -> Result<Self, DeviceError> {
+        Self::made(gpu, CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn made(gpu: &Gpu, flags: CUevent_flags) -> Result<Self, DeviceError> {
         gpu.bound(|| {
             let mut event: CUevent = std::ptr::null_mut();
-            let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
             // SAFETY: the driver stores a handle, which is destroyed in drop.
-            check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut event, flags) })?;
+            check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut event, flags as u32) })?;
             Ok(Self(event, gpu.clone()))
         })
     }
@@ -116,5 +121,61 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: created once; the driver keeps it until it was reached.
         let _ = self.1.bound(|| check("cuEventDestroy", unsafe { sys::cuEventDestroy_v2(self.0) }));
+    }
+}
+
+/// A point in a stream that is not ours, with the time at which it was reached.
+#[derive(Debug)]
+pub(crate) struct StreamEvent(Event);
+
+impl StreamEvent {
+    /// Behind all that is in the stream now, which is of the GPU's primary context and alive.
+    pub(super) fn behind(gpu: &Gpu, stream: CUstream) -> Result<Self, DeviceError> {
+        let event = Event::made(gpu, CUevent_flags::CU_EVENT_DEFAULT)?;
+        // SAFETY: the event is of this context and alive, and so is the stream.
+        gpu.bound(|| check("cuEventRecord", unsafe { sys::cuEventRecord(event.0, stream) }))?;
+        Ok(Self(event))
+    }
+
+    pub(crate) fn is_reached(&self) -> Result<bool, DeviceError> {
+        let Event(event, gpu) = &self.0;
+        // SAFETY: of the context that is current here, and alive.
+        gpu.bound(|| match unsafe { sys::cuEventQuery(*event) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check("cuEventQuery", result).map(|()| true),
+        })
+    }
+
+    /// From an earlier point to this one; `None` where one is not reached, or of another GPU.
+    pub(crate) fn since(&self, earlier: &Self) -> Option<Duration> {
+        let (Event(from, gpu), Event(to, _)) = (&earlier.0, &self.0);
+        let mut milliseconds = 0.0;
+        let known = gpu.bound(|| {
+            // SAFETY: both are alive and were made with timing; the driver stores a number, or refuses what cannot be compared.
+            check("cuEventElapsedTime", unsafe { sys::cuEventElapsedTime(&raw mut milliseconds, *from, *to) })
+        });
+        known.ok().and_then(|()| Duration::try_from_secs_f64(f64::from(milliseconds) / 1e3).ok())
+    }
+}
+
+/// A point behind all that is in a stream of an engine now.
+///
+/// # Safety
+/// `stream` is a stream of the device's primary context that is not destroyed during the call, or 0 for the default stream.
+pub unsafe fn mark_stream(device: &Device, stream: u64) -> Result<Mark, DeviceError> {
+    let gpu = device.gpu().ok_or(DeviceError::NoStreams)?;
+    let stream: CUstream = std::ptr::with_exposed_provenance_mut(usize::try_from(stream).unwrap_or_default());
+    StreamEvent::behind(gpu, stream).map(Mark::in_stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_twin_has_no_streams_to_mark() {
+        // SAFETY: the twin has no streams, and the handle is that of a default one.
+        let marked = unsafe { mark_stream(&Device::twin(), 0) };
+        assert_eq!(marked.err(), Some(DeviceError::NoStreams));
     }
 }

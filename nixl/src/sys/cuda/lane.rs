@@ -23,11 +23,14 @@ use crate::sys::memory::Memory;
 
 /// Threads of a block, as the kernels are compiled for.
 const THREADS: u32 = 512;
-/// Rows of a record up to this are read and written over the bus by the kernel itself, for a copy engine takes too long from one to
-/// the next: of rows of 8 KiB it moves half of what the bus can, of 16 KiB two thirds. Of 32 KiB it moves as much as the kernel does.
-const NARROW_BYTES: usize = 16 << 10;
-/// Multiprocessors for that, of each chunk: taken for as long as the bus needs, a millisecond, and with more it is not faster.
-const NARROW_MULTIPROCESSORS: u32 = 8;
+/// Rows of a record up to this are read and written over the bus by the kernel itself in every other chunk, for a copy engine takes
+/// too long from one to the next: of rows of 16 KiB it moves two thirds of what the bus can, of 32 KiB four fifths. The other chunks
+/// go by copies: together they move more than either alone.
+const NARROW_BYTES: usize = 32 << 10;
+/// Rows up to this are in all chunks: by copies half as much, which holds up the rest.
+const NARROWEST_BYTES: usize = 8 << 10;
+/// Multiprocessors for that, of each such chunk: taken for as long as the bus needs, a millisecond, and with more it is not faster.
+const NARROW_MULTIPROCESSORS: u32 = 4;
 
 /// A lane's side on the device.
 #[derive(Debug)]
@@ -148,8 +151,9 @@ impl CudaLane {
     }
 
     /// Kernels reach pinned memory only. Who looks between two steps gets two steps.
-    fn means(&self, layout: &RecordLayout, moves: &[RecordMove]) -> Means {
-        let narrow = layout.rows().iter().any(|rows| rows.count > 1 && rows.bytes <= NARROW_BYTES);
+    fn means(&self, chunk: usize, layout: &RecordLayout, moves: &[RecordMove]) -> Means {
+        let narrow_bytes = if chunk % 2 == 1 { NARROW_BYTES } else { NARROWEST_BYTES };
+        let narrow = layout.rows().iter().any(|rows| rows.count > 1 && rows.bytes <= narrow_bytes);
         let pinned = |one: &RecordMove| one.pinned.as_ref().is_some_and(|pinned| pinned.covers(&one.host));
         let reached = |one: &RecordMove| pinned(one) && address(&one.host).is_multiple_of(16);
         let can = narrow && self.gpu.has_same_addresses() && self.between.is_none();
@@ -271,8 +275,8 @@ impl Backend for CudaLane {
     }
 
     fn begin(&self, chunk: usize, course: &Course, way: Way, moves: &[RecordMove]) -> Result<(), DeviceError> {
+        let means = self.means(chunk, &course.layout, moves);
         let chunk = &self.chunks[chunk];
-        let means = self.means(&course.layout, moves);
         for (at, one) in moves.iter().enumerate() {
             let flat = match means {
                 Means::Staged => flat(chunk, &course.layout, at),

@@ -20,7 +20,7 @@ pub(super) mod field;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  kvd bench hbm                                GPU 0: needs 4 GiB of its memory and 10 GiB of shared memory for a minute
+  kvd bench hbm                                GPU 0: needs 8 GiB of its memory and 20 GiB of shared memory for a minute
   kvd bench hbm --fragment-bytes 8KiB --json
   kvd bench hbm --twin --mib 64 --rounds 1     on CPUs: shows that it works, and measures nothing";
 
@@ -33,8 +33,9 @@ pub struct HbmArgs {
     /// Use the twin of a GPU, which works on CPUs: tries the bench where there is no GPU.
     #[arg(long, conflicts_with = "gpu")]
     twin: bool,
-    /// Blocks on the GPU, and as much again of the DRAM tier; twice that for both ways at once.
-    #[arg(long, default_value_t = 2048, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=65536))]
+    /// Blocks on the GPU, and as much again of the DRAM tier; twice that for both ways at once. By default what 32 thousand tokens of a
+    /// model with eight billion parameters take; of less the beginning and the end of a request are a larger part.
+    #[arg(long, default_value_t = 4096, value_name = "MIB", value_parser = clap::value_parser!(u64).range(64..=65536))]
     mib: u64,
     /// Timed rounds of each case; medians are told.
     #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=99))]

@@ -101,7 +101,9 @@ pub(super) fn run(args: &RanksArgs, output: Output) -> Outcome {
     // All that is written stays; more for metadata and what does not fill a segment.
     let written = bytes * args.sizes.len() as u64;
     let dram_bytes = (written + written / 4).next_multiple_of(PIECE_BYTES) + 16 * PIECE_BYTES;
-    let set = vec![format!("lease.bytes_max={dram_bytes}")];
+    // Each rank of the largest size holds all of what the smallest one wrote while it takes its part, with its metadata.
+    let ranks = u64::from(args.sizes.iter().copied().max().unwrap_or(1));
+    let set = vec![format!("lease.bytes_max={}", dram_bytes + bytes * ranks)];
     let node =
         Node::start(&NodeOptions { label: "node", dram_bytes, nvme_bytes: None, base: std::env::temp_dir(), set })?;
     let steps = args.sizes.len() * (1 + args.sizes.len() * (args.rounds as usize + 1));

@@ -137,6 +137,22 @@ class Scheduler(unittest.TestCase):
         self.side.received({"a"}, set())
         self.assertEqual(self.world.leases, 0)
 
+    def test_what_kvd_has_is_not_offered_where_vllm_has_it_too(self) -> None:
+        one, blocks = request("a", 16), self.pool.get_new_blocks(4)
+        self.world.known = set(one.block_hashes)
+        self.assertEqual(self.side.matched(one, 12), (0, False), "the last token is computed")
+        self.assertEqual((self.world.matches, self.world.leases), (1, 0))
+        self.admit(one, blocks, 0)
+        self.assertEqual(self.step(one, blocks, 12, 4).stores, [])
+        self.assertFalse(self.side.busy())
+        # What kvd has lost meanwhile is.
+        two, blocks = request("b", 16), self.pool.get_new_blocks(4)
+        self.world.known = set(two.block_hashes[:2])
+        self.side.matched(two, 12)
+        self.admit(two, blocks, 0)
+        (store,) = self.step(two, blocks, 12, 4).stores
+        self.assertEqual((store.first, store.parent, len(store.hashes)), (2, two.block_hashes[1], 2))
+
     def test_a_load_that_failed_is_not_tried_again(self) -> None:
         one, blocks = request("a", 17), self.pool.get_new_blocks(5)
         self.world.known = set(one.block_hashes)
@@ -149,7 +165,7 @@ class Scheduler(unittest.TestCase):
         self.assertEqual(store.first, 0, "what is computed instead is stored")
 
     def test_leases_leave_room_for_the_worker(self) -> None:
-        many = [request(name, 17 * TOKENS) for name in "abcd"]
+        many = [request(name, 16 * TOKENS + 1) for name in "abcd"]
         for one in many:
             self.world.known |= set(one.block_hashes)
             self.assertEqual(self.side.matched(one, 0), (16 * TOKENS, True))

@@ -109,6 +109,14 @@ class Wheel(unittest.TestCase):
         with self.assertRaises(kvd.KvdError):
             view.match([b""])
 
+    def test_what_a_thread_has_done_is_behind_its_mark(self) -> None:
+        layout = Memory(bytes(LAYERS * BLOCKS * BLOCK), heads_first=True).layout
+        earlier = layout.mark()
+        later = layout.mark()
+        self.assertTrue(earlier.is_reached and later.wait(0))
+        self.assertGreaterEqual(later.since(earlier), 0)
+        engine(1).pin_ahead(layout)
+
     def test_a_digest_is_that_of_the_bytes(self) -> None:
         empty = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
         self.assertEqual(bytes(kvd.file_digest(os.devnull)).hex(), empty)

@@ -7,6 +7,7 @@ use kvd_client::{EngineOptions, InstanceId, Role, ViewSpec};
 use pyo3::prelude::*;
 
 use crate::errors::{ConnectError, refused, released};
+use crate::layout::Layout;
 use crate::spec::{Namespace, Shard, unknown};
 use crate::view::View;
 
@@ -62,6 +63,13 @@ impl Engine {
     #[getter]
     fn lease_bytes_max(&self) -> Option<u64> {
         self.0.lease_bytes_max()
+    }
+
+    /// Pins kvd's memory for the layout's device, in the background, so that the first loads and stores need not. Call it once; does
+    /// nothing where the engine computes on CPUs.
+    fn pin_ahead(&self, py: Python<'_>, layout: &Layout) -> PyResult<()> {
+        let Some(device) = layout.device() else { return Ok(()) };
+        Ok(released(py, || self.0.pin_ahead(device))??)
     }
 
     /// Describes what this process reads and writes: a group of a namespace, and the part of its blocks that is here.

@@ -4,7 +4,8 @@ use kvd_client::device::{Device, LaneOptions};
 use kvd_client::{BlockMemory, EngineLayout};
 use pyo3::prelude::*;
 
-use crate::errors::{LayoutError, released};
+use crate::engine::seconds;
+use crate::errors::{LayoutError, refused, released};
 use crate::spec::{Group, Shard};
 use crate::sys;
 
@@ -55,6 +56,7 @@ impl PlaneMemory {
 #[pyclass(frozen)]
 pub(crate) struct Layout {
     inner: EngineLayout,
+    device: Option<Device>,
     _owner: Option<Py<PyAny>>,
 }
 
@@ -71,16 +73,26 @@ impl Layout {
         device: Option<u32>,
         owner: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
-        let layout = released(py, || match device {
+        let made = released(py, || match device {
             None => {
                 let here = |plane: &PlaneMemory| sys::host(plane.address, plane.bytes).map(|memory| plane.at(memory));
                 let memories = memories.iter().map(here).collect::<Option<Vec<_>>>();
                 let memories = memories.ok_or_else(|| "a memory has no address".to_owned())?;
-                EngineLayout::new(&group.0, &shard.0, block_tokens, memories).map_err(|error| error.to_string())
+                let layout = EngineLayout::new(&group.0, &shard.0, block_tokens, memories);
+                layout.map(|layout| (layout, None)).map_err(|error| error.to_string())
             }
             Some(ordinal) => on_device(ordinal, group, shard, block_tokens, &memories),
         })?;
-        Ok(Self { inner: layout.map_err(LayoutError::new_err)?, _owner: owner })
+        let (inner, device) = made.map_err(LayoutError::new_err)?;
+        Ok(Self { inner, device, _owner: owner })
+    }
+
+    /// A point behind all that the engine has begun in a stream (its handle, or 0 for the default one) of the layout's device, which
+    /// must not be destroyed meanwhile. Where the engine computes on CPUs, what the calling thread has done is behind it.
+    #[pyo3(signature = (stream=0))]
+    fn mark(&self, py: Python<'_>, stream: u64) -> PyResult<Mark> {
+        let Some(device) = &self.device else { return Ok(Mark(kvd_client::device::Mark::now())) };
+        released(py, || sys::mark(device, stream))?.map(Mark).map_err(refused)
     }
 
     /// Why nothing is moved any more between here and the daemon: the device has failed.
@@ -91,6 +103,11 @@ impl Layout {
 }
 
 impl Layout {
+    /// Where it lies, unless that is host memory.
+    pub(crate) fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
+    }
+
     /// Blocks of it by their numbers.
     pub(crate) fn blocks(&self, indices: &[usize]) -> PyResult<Vec<BlockMemory<'_>>> {
         let blocks = indices.iter().map(|index| self.inner.block(*index)).collect::<Result<_, _>>();
@@ -104,10 +121,34 @@ fn on_device(
     shard: &Shard,
     block_tokens: u32,
     memories: &[PlaneMemory],
-) -> Result<EngineLayout, String> {
+) -> Result<(EngineLayout, Option<Device>), String> {
     let device = Device::cuda(ordinal).map_err(|error| error.to_string())?;
     let there = |plane: &PlaneMemory| sys::device(&device, plane.address, plane.bytes).map(|memory| plane.at(memory));
     let memories = memories.iter().map(there).collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-    EngineLayout::on_device(&device, &group.0, &shard.0, block_tokens, memories, &LaneOptions::default())
-        .map_err(|error| error.to_string())
+    let layout = EngineLayout::on_device(&device, &group.0, &shard.0, block_tokens, memories, &LaneOptions::default());
+    layout.map(|layout| (layout, Some(device))).map_err(|error| error.to_string())
+}
+
+/// A point in the engine's work: its blocks may be moved once it is reached.
+#[pyclass(frozen)]
+pub(crate) struct Mark(kvd_client::device::Mark);
+
+#[pymethods]
+impl Mark {
+    /// Whether all before it has ended. Raises what has failed of it.
+    #[getter]
+    fn is_reached(&self, py: Python<'_>) -> PyResult<bool> {
+        released(py, || self.0.is_reached())?.map_err(refused)
+    }
+
+    /// Waits until it is reached, `within` seconds at most; whether it is.
+    fn wait(&self, py: Python<'_>, within: f64) -> PyResult<bool> {
+        let within = seconds(within)?;
+        released(py, || self.0.wait(within))?.map_err(refused)
+    }
+
+    /// Seconds of the engine's work from an earlier mark to this one; `None` where one of them is not reached.
+    fn since(&self, earlier: &Self) -> Option<f64> {
+        self.0.since(&earlier.0).map(|time| time.as_secs_f64())
+    }
 }

@@ -26,7 +26,7 @@ mod _kvd {
     #[pymodule_export]
     use super::errors::{ConnectError, KvdError, LayoutError};
     #[pymodule_export]
-    use super::layout::{Layout, PlaneMemory};
+    use super::layout::{Layout, Mark, PlaneMemory};
     #[pymodule_export]
     use super::matched::{Loaded, Match, Stored};
     #[pymodule_export]

@@ -3,8 +3,8 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use kvd_client::device::{Device, DeviceError, DeviceMemory};
-use kvd_client::{ForeignMemory, Memory, MemoryExtent, adopt_device_memory};
+use kvd_client::device::{Device, DeviceError, DeviceMemory, Mark};
+use kvd_client::{ForeignMemory, Memory, MemoryExtent, adopt_device_memory, mark_stream};
 
 /// `bytes` bytes of host memory at `address`; `None` for a null address.
 ///
@@ -21,4 +21,12 @@ pub(crate) fn host(address: usize, bytes: usize) -> Option<MemoryExtent> {
 pub(crate) fn device(device: &Device, address: usize, bytes: usize) -> Result<DeviceMemory, DeviceError> {
     // SAFETY: as above; that the addresses are this device's memory is looked up in the driver.
     unsafe { adopt_device_memory(device, address as u64, bytes) }
+}
+
+/// A point behind all that is in a stream now.
+///
+/// That it is a stream of this device's primary context is what the documentation of `Layout.mark` asks of its caller.
+pub(crate) fn mark(device: &Device, stream: u64) -> Result<Mark, DeviceError> {
+    // SAFETY: the caller of `Layout.mark` promises it.
+    unsafe { mark_stream(device, stream) }
 }

@@ -58,6 +58,13 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
         """A cache: what is not stored is computed again."""
         return False
 
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: "VllmConfig") -> str | None:
+        """With each head of a block in one piece, so that a rank of another size finds its heads in longer pieces."""
+        from vllm.platforms import current_platform
+
+        return "HND" if current_platform.is_cuda() else None
+
     # The scheduler's side
 
     def bind_gpu_block_pool(self, gpu_block_pool: "BlockPool") -> None:
@@ -104,10 +111,6 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: "dict[str, torch.Tensor]") -> None:
         self._moving.register(kv_caches)
-
-    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
-        super().bind_connector_metadata(connector_metadata)
-        self._moving.begin_step(self._orders)
 
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         self._moving.start_loads(self._orders)

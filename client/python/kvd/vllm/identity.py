@@ -29,9 +29,14 @@ class Form:
     group: kvd.Group
     shard: kvd.Shard
     block_tokens: int
+    #: Names of the layers, in the order of the record.
+    layers: tuple[str, ...]
     heads: int
-    #: Elements of a token's key and value in one head.
+    #: Elements of a token's key, and of its key and value, in one head.
+    key: int
     content: int
+    #: Nothing is known of the order inside a head's part of a block: it is copied as it lies.
+    heads_in_one_piece: bool
 
 
 @dataclass(frozen=True)
@@ -68,24 +73,30 @@ class Name:
 
 def form_of(config: "VllmConfig", caches: "KVCacheConfig") -> Form:
     """Describes an engine's blocks, or raises :class:`Unsupported`."""
+    from vllm.platforms import current_platform
+
     spec = _only_spec(config, caches)
-    heads, layers = spec.num_kv_heads, len(caches.kv_cache_groups[0].layer_names)
+    heads, layers = spec.num_kv_heads, tuple(caches.kv_cache_groups[0].layer_names)
+    # How vLLM orders the bytes of a head on CPUs differs from processor to processor, and from one of its versions to the next.
+    opaque = current_platform.is_cpu()
     plane = kvd.Plane(
         "kv",
-        layers=layers,
+        layers=len(layers),
         heads=heads,
         unit_bytes=spec.block_size * versions.cell_bytes(spec),
-        # How vLLM orders the bytes of a head differs from processor to processor, and from one of its versions to the next.
-        unit_order="opaque",
+        unit_order="opaque" if opaque else "token_kv_dim",
         k_dim=spec.head_size,
         v_dim=spec.head_size_v,
     )
     return Form(
         group=kvd.Group([plane]),
-        shard=kvd.Shard((0, layers), (0, heads)),
+        shard=kvd.Shard((0, len(layers)), (0, heads)),
         block_tokens=spec.block_size,
+        layers=layers,
         heads=heads,
+        key=spec.head_size,
         content=spec.head_size + spec.head_size_v,
+        heads_in_one_piece=opaque,
     )
 
 
@@ -109,8 +120,8 @@ def _only_spec(config: "VllmConfig", caches: "KVCacheConfig") -> "FullAttentionS
     from vllm.platforms import current_platform
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-    if not current_platform.is_cpu():
-        raise Unsupported("kvd.vllm runs with vLLM on CPUs so far")
+    if not (current_platform.is_cpu() or current_platform.is_cuda()):
+        raise Unsupported("kvd.vllm runs with vLLM on NVIDIA's GPUs and on CPUs")
     if config.parallel_config.world_size != 1:
         raise Unsupported("kvd.vllm runs with one worker per engine so far: set all parallel sizes to 1")
     if config.lora_config is not None:
@@ -134,7 +145,6 @@ def _only_spec(config: "VllmConfig", caches: "KVCacheConfig") -> "FullAttentionS
 
 def _about(config: "VllmConfig") -> dict[str, Any]:
     """What beside the weights decides the bytes of a block."""
-    import torch
     import vllm
 
     model = config.model_config
@@ -147,9 +157,19 @@ def _about(config: "VllmConfig") -> dict[str, Any]:
         "max_model_len": model.max_model_len,
         "quantization": [str(model.quantization), str(getattr(model, "quantization_config", None))],
         "vllm": vllm.__version__,
-        # What vLLM's kernels for CPUs order a head's bytes by.
-        "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.cpu._is_amx_tile_supported()],
+        "kernels": _kernels(config),
     }
+
+
+def _kernels(config: "VllmConfig") -> list[Any]:
+    """What vLLM's kernels order a head's bytes by."""
+    import torch
+    from vllm.distributed.kv_transfer.kv_connector.utils import get_current_attn_backend
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.cpu._is_amx_tile_supported()]
+    return [get_current_attn_backend(config).get_name()]
 
 
 def _weights(config: "VllmConfig") -> bytes:

@@ -12,26 +12,45 @@ if TYPE_CHECKING:
     from .identity import Form
 
 
-def layout_of(form: "Form", caches: "dict[str, torch.Tensor]", num_blocks: int) -> kvd.Layout:
-    """One tensor per layer, logically `[blocks, heads, tokens, key and value]`, a head of a block in one piece."""
-    memories = [_memory(name, tensor, form, num_blocks) for name, tensor in caches.items()]
-    return kvd.Layout(form.group, form.shard, form.block_tokens, memories, owner=list(caches.values()))
+class Memory:
+    """One tensor per layer, logically `[blocks, heads, tokens, key and value]`, in host memory or a GPU's."""
+
+    def __init__(self, form: "Form", caches: "dict[str, torch.Tensor]", num_blocks: int) -> None:
+        if set(caches) != set(form.layers):
+            raise Unsupported(f"vLLM has caches for {sorted(caches)} where it described {sorted(form.layers)}")
+        tensors = [caches[name] for name in form.layers]
+        (device,) = {tensor.device for tensor in tensors}
+        #: `None` where vLLM computes on CPUs.
+        self._device: torch.device | None = None if device.type == "cpu" else device
+        memories = [_memory(name, tensor, form, num_blocks) for name, tensor in zip(form.layers, tensors, strict=True)]
+        ordinal = None if self._device is None else self._device.index
+        self.layout = kvd.Layout(form.group, form.shard, form.block_tokens, memories, device=ordinal, owner=tensors)
+
+    def mark(self) -> kvd.Mark:
+        """Behind all that vLLM's thread, which calls this, has begun so far."""
+        if self._device is None:
+            return self.layout.mark()
+        import torch
+
+        return self.layout.mark(torch.cuda.current_stream(self._device).cuda_stream)
 
 
 def _memory(name: str, tensor: "torch.Tensor", form: "Form", num_blocks: int) -> kvd.PlaneMemory:
-    if tensor.device.type != "cpu":
-        raise Unsupported(f"kvd.vllm runs with vLLM on CPUs so far, not on {tensor.device.type}")
     wanted = (num_blocks, form.heads, form.block_tokens, form.content)
-    if tuple(tensor.shape) != wanted or tensor.stride()[2:] != (form.content, 1):
+    blocks, heads, tokens, cells = tensor.stride()
+    if tuple(tensor.shape) != wanted or cells != 1 or (form.heads_in_one_piece and tokens != form.content):
+        piece = "each head of a block" if form.heads_in_one_piece else "the key and value of a token in each head"
         raise Unsupported(
-            f"the cache of {name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, not {wanted} with each head of a block "
-            "in one piece: kvd does not guess at another layout"
+            f"the cache of {name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, not {wanted} with {piece} in one piece: "
+            "kvd does not guess at another layout"
         )
     element = tensor.element_size()
     last = sum((count - 1) * stride for count, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return kvd.PlaneMemory(
         tensor.data_ptr(),
         (last + 1) * element,
-        block_stride=tensor.stride(0) * element,
-        head_stride=tensor.stride(1) * element,
+        block_stride=blocks * element,
+        head_stride=heads * element,
+        token_stride=tokens * element,
+        kv_stride=form.key * element,
     )

@@ -1,6 +1,10 @@
 """How fast the engine computes prompts: what a hit has to beat."""
 
-import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import kvd
 
 #: Steps with fewer tokens are decoding, whose pace says nothing about prompts.
 TOKENS_MIN = 256
@@ -8,30 +12,40 @@ TOKENS_MIN = 256
 WEIGHT = 0.25
 #: A change that is worth telling.
 CHANGE = 0.1
+#: Steps that a GPU has not ended are few: vLLM begins one while it computes another.
+STEPS_MAX = 8
 
 
 class Pace:
-    """Tokens per second of prompts, from the steps of a worker whose forward pass is over when vLLM says so (on CPUs)."""
+    """Tokens per second of prompts, from the steps of a worker, by the clock of what computes them."""
 
     def __init__(self) -> None:
-        self._begun: tuple[int, float] | None = None
+        self._begun: tuple[int, kvd.Mark] | None = None
+        self._steps: deque[tuple[int, kvd.Mark, kvd.Mark]] = deque(maxlen=STEPS_MAX)
         self._rate = 0.0
         self._told = 0.0
 
-    def begin(self, tokens: int) -> None:
+    def begin(self, tokens: int, mark: "kvd.Mark") -> None:
         """A step begins that computes so many tokens."""
-        self._begun = (tokens, time.perf_counter()) if tokens >= TOKENS_MIN else None
+        self._begun = (tokens, mark)
 
-    def end(self) -> float | None:
-        """The step is over. The pace, where it is another than what was told last."""
-        if self._begun is None:
-            return None
-        tokens, begun = self._begun
+    def end(self, mark: "kvd.Mark") -> None:
+        """All of the step is before this mark."""
+        if self._begun is not None:
+            self._steps.append((*self._begun, mark))
         self._begun = None
-        rate = tokens / max(time.perf_counter() - begun, 1e-6)
-        # The first step of an engine is slower than any other: the fastest counts until there are more.
-        self._rate = rate if rate > self._rate else self._rate + WEIGHT * (rate - self._rate)
+
+    def news(self) -> float | None:
+        """The pace, where it is another than what was told last."""
+        while self._steps and self._steps[0][2].is_reached:
+            tokens, begun, ended = self._steps.popleft()
+            if (seconds := ended.since(begun)) is not None:
+                self._note(tokens / max(seconds, 1e-6))
         if abs(self._rate - self._told) <= CHANGE * self._told:
             return None
         self._told = self._rate
         return self._rate
+
+    def _note(self, rate: float) -> None:
+        # The first step of an engine is slower than any other: the fastest counts until there are more.
+        self._rate = rate if rate > self._rate else self._rate + WEIGHT * (rate - self._rate)

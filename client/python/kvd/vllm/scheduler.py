@@ -84,9 +84,9 @@ class SchedulerSide:
         self._release(tracked)
         if tracked.failed or request.skip_reading_prefix_cache or self._patience.is_over():
             return 0, False
-        # The last token is computed in any case, or there would be nothing to sample from.
-        hashes = self._hashes(request, (request.num_tokens - 1) // self._form.block_tokens)
-        if len(hashes) * self._form.block_tokens <= computed:
+        # Also where vLLM has all of it: what kvd has too is kept as used, and need not be offered.
+        hashes = self._hashes(request, request.num_tokens // self._form.block_tokens)
+        if not hashes:
             return 0, False
         view = self._views.of(self._named(), self._settings.match_deadline)
         if view is None:
@@ -97,7 +97,10 @@ class SchedulerSide:
             logger.warning("kvd: %s", error)
             return 0, False
         self._patience.note(found.reason)
-        tokens = found.blocks * self._form.block_tokens - computed
+        tracked.offered = found.blocks
+        # The last token is computed in any case, or there would be nothing to sample from.
+        blocks = min(found.blocks, (request.num_tokens - 1) // self._form.block_tokens)
+        tokens = blocks * self._form.block_tokens - computed
         if tokens <= 0:
             found.release()
             return 0, False

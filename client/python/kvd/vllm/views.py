@@ -21,6 +21,7 @@ class Views:
     def __init__(self, form: "Form", settings: "Settings", role: Literal["scheduler", "worker"]) -> None:
         self._form, self._settings, self._role = form, settings, role
         self.engine = settings.engine(role)
+        self._layout: kvd.Layout | None = None
         #: Guards the fields below. Nothing is waited for while it is held.
         self._lock = threading.Lock()
         self._name: Name | None = None
@@ -34,6 +35,7 @@ class Views:
                 if self._name is not None:
                     # A session keeps its views: one for each update of the weights would fill it.
                     self.engine = self._settings.engine(self._role)
+                    self._pin()
                 self._name, self._view = name, self._opener.submit(self._open, name, self.engine)
             opening = self._view
         try:
@@ -47,6 +49,15 @@ class Views:
             opening = self._view
         if opening is not None and opening.done() and (view := opening.result()) is not None:
             self._opener.submit(view.set_prefill_rate, tokens_per_second)
+
+    def pin_ahead(self, layout: "kvd.Layout") -> None:
+        """Has kvd's memory pinned for a GPU before it is used."""
+        self._layout = layout
+        self._pin()
+
+    def _pin(self) -> None:
+        if self._layout is not None:
+            self.engine.pin_ahead(self._layout)
 
     def close(self) -> None:
         self._opener.shutdown(wait=True, cancel_futures=True)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import kvd
 
-from .memory import layout_of
+from .memory import Memory
 from .messages import Ended, Load, Orders, Store
-from .pace import Pace
+from .pace import TOKENS_MIN, Pace
 from .patience import Patience
 from .settings import Settings
 from .stats import CORRUPT, SECONDS, Stats
@@ -25,6 +25,8 @@ logger = logging.getLogger("vllm.kvd")
 #: Loads wait for their requests, so they never stand behind stores.
 LOAD_THREADS = 2
 STORE_THREADS = 1
+#: Seconds in which vLLM ends a step that it has begun, or something is wrong with it.
+STEP_DEADLINE = 60.0
 #: Between two warnings that say the same.
 WARN_EVERY = 60.0
 
@@ -37,7 +39,7 @@ class WorkerSide:
         self._settings = settings
         self._num_blocks = num_blocks
         self._views = Views(form, settings, "worker")
-        self._layout: kvd.Layout | None = None
+        self._registered: Memory | None = None
         self._loading = ThreadPoolExecutor(LOAD_THREADS, thread_name_prefix="kvd-load")
         self._storing = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="kvd-store")
         self._loads: dict[str, tuple[Load, Future[tuple[kvd.Loaded | None, float]]]] = {}
@@ -46,31 +48,40 @@ class WorkerSide:
         #: With stores alone: a load is a request's, which has found something just now.
         self._patience = Patience()
         self._pace = Pace()
-        self._faster: float | None = None
         self._stats = Stats()
         self._warned = float("-inf")
 
     def register(self, caches: "dict[str, torch.Tensor]") -> None:
         """vLLM's memory: described by its strides, or refused."""
-        self._layout = layout_of(self._form, caches, self._num_blocks)
-
-    def begin_step(self, orders: Orders) -> None:
-        self._pace.begin(orders.tokens)
+        self._registered = Memory(self._form, caches, self._num_blocks)
+        self._views.pin_ahead(self._registered.layout)
 
     def start_loads(self, orders: Orders) -> None:
-        asked = time.monotonic()
+        """A step begins. What is still computed of those before may write to blocks that have been given to a load since."""
+        if not orders.loads and orders.tokens < TOKENS_MIN:
+            return
+        asked, mark = time.monotonic(), self._memory.mark()
+        if orders.tokens >= TOKENS_MIN:
+            self._pace.begin(orders.tokens, mark)
         for load in orders.loads:
-            self._loads[load.request] = (load, self._loading.submit(self._load, orders.name, load, asked))
+            self._loads[load.request] = (load, self._loading.submit(self._load, orders.name, load, mark, asked))
 
     def start_stores(self, orders: Orders) -> None:
-        """The step is over: what it has computed is there."""
-        if (rate := self._pace.end()) is not None:
-            self._faster = rate
+        """All of the step is begun, or over: what it computes is there behind this mark."""
+        if not orders.stores and orders.tokens < TOKENS_MIN:
+            return
+        mark = self._memory.mark()
+        self._pace.end(mark)
         for store in orders.stores:
-            self._stores[store.number] = self._storing.submit(self._store, orders.name, store)
+            self._stores[store.number] = self._storing.submit(self._store, orders.name, store, mark)
 
-    def _load(self, name: "Name", load: Load, asked: float) -> tuple[kvd.Loaded | None, float]:
+    def _load(self, name: "Name", load: Load, mark: kvd.Mark, asked: float) -> tuple[kvd.Loaded | None, float]:
         """`None` where the request has waited long enough before its turn came."""
+        if not mark.is_reached:
+            if not mark.wait(STEP_DEADLINE):
+                return None, time.monotonic() - asked
+            # The request could not have run before either.
+            asked = time.monotonic()
         until = asked + self._settings.load_deadline
         if (left := until - time.monotonic()) <= 0 or (view := self._views.of(name, left)) is None:
             return None, time.monotonic() - asked
@@ -78,15 +89,17 @@ class WorkerSide:
         found = view.match(load.hashes, within=max(until - time.monotonic(), 0))
         try:
             left = max(until - time.monotonic(), 0)
-            loaded = view.load(found, self._memory, load.blocks, first=load.first, within=left)
+            loaded = view.load(found, self._memory.layout, load.blocks, first=load.first, within=left)
         finally:
             found.release()
         return loaded, time.monotonic() - asked
 
-    def _store(self, name: "Name", store: Store) -> kvd.Stored | None:
-        if self._patience.is_over() or (view := self._views.of(name, self._settings.match_deadline)) is None:
+    def _store(self, name: "Name", store: Store, mark: kvd.Mark) -> kvd.Stored | None:
+        if not mark.wait(STEP_DEADLINE) or self._patience.is_over():
             return None
-        stored = view.store(store.hashes, self._memory, store.blocks, parent=store.parent, first_position=store.first)
+        if (view := self._views.of(name, self._settings.match_deadline)) is None:
+            return None
+        stored = view.store(store.hashes, self._memory.layout, store.blocks, parent=store.parent, first_position=store.first)
         self._patience.note(stored.reason)
         return stored
 
@@ -119,7 +132,7 @@ class WorkerSide:
                 self._count_store(self._stores.pop(number).result())
             except Exception as error:
                 self._warn("blocks were not stored: %s", error)
-        faster, self._faster = self._faster, None
+        faster = self._pace.news()
         return Ended(over, faster) if over or faster is not None else None
 
     def stats(self) -> Stats | None:
@@ -147,9 +160,9 @@ class WorkerSide:
         self._views.close()
 
     @property
-    def _memory(self) -> kvd.Layout:
-        assert self._layout is not None, "vLLM registers its caches before anything is loaded or stored"
-        return self._layout
+    def _memory(self) -> Memory:
+        assert self._registered is not None, "vLLM registers its caches before anything is loaded or stored"
+        return self._registered
 
     def _warn(self, text: str, *values: object) -> None:
         now = time.monotonic()

@@ -14,161 +14,40 @@ deploy/engines.sh; the program kvd must be built. LMCache's Python has vLLM of t
 """
 
 import argparse
-import atexit
-import contextlib
 import datetime
 import json
 import os
 import platform
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parents[2]
+from serving import ROOT, Engine, GoneError, Server, kvd, lmcache, milliseconds
+
 TOKENS = 3500
 #: The first of the drawn prompts; those of the warm-up are nobody else's.
 FIRST, WARM = 100, 900
 #: What is required: a hit beyond the engine's own, in milliseconds; what a miss may cost, of its time.
 HIT_MS_MAX, MISS_MAX = 20, 0.01
-#: An engine that says nothing for so long hangs.
-ANSWER_S_MAX, SERVER_READY_S = 240, 120
-
-
-class GoneError(Exception):
-    """A process has ended or hangs."""
-
-
-class Engine:
-    """A vLLM that is asked prompts by their seeds."""
-
-    def __init__(self, python: str, packages: str, model: str, connector: dict | None, log: Path) -> None:
-        command = [python, str(ROOT / "tests/engines/ask.py"), model, json.dumps(connector), "bfloat16"]
-        # Unasked, vLLM binds its threads and keeps a core free, or two where it has any connector: on two cores it computes on one of
-        # them without and on both with one.
-        environment = {**os.environ, "PYTHONPATH": packages, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        self.log = log
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("a"), text=True, env=environment, start_new_session=True
-        )
-        self.answer()
-
-    def answer(self) -> dict:
-        assert self.process.stdout
-        patience = threading.Timer(ANSWER_S_MAX, self.kill)
-        patience.start()
-        try:
-            for line in self.process.stdout:
-                if line.startswith("ANSWER "):
-                    return json.loads(line.removeprefix("ANSWER "))
-        finally:
-            patience.cancel()
-        raise GoneError(f"an engine has ended, or said nothing for {ANSWER_S_MAX} s: see {self.log}")
-
-    def ask(self, seed: int, tokens: int) -> dict:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps({"seed": seed, "prompt_tokens": TOKENS, "tokens": tokens}) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def kill(self) -> None:
-        """All of its processes: the engine's own has the same output, and would keep who reads it waiting."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def __enter__(self) -> "Engine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin
-        try:
-            self.process.stdin.close()
-            self.process.wait(timeout=60)
-        except (OSError, subprocess.TimeoutExpired):
-            self.kill()
-
-
-class Server:
-    """A program that serves engines, until the block ends."""
-
-    def __init__(self, command: list, log: Path, ready: Callable[[], bool]) -> None:
-        self.process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT)
-        until = time.monotonic() + SERVER_READY_S
-        while not ready():
-            if self.process.poll() is not None or time.monotonic() > until:
-                self.process.kill()
-                raise GoneError(f"{command[0]} is not ready: see {log}")
-            time.sleep(0.1)
-
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-
-
-def kvd(folder: Path) -> tuple[Server, dict]:
-    target = os.environ.get("CARGO_TARGET_DIR") or Path.home() / ".cache/kvd/target"
-    arena = Path("/dev/shm") / folder.name
-    atexit.register(shutil.rmtree, arena, ignore_errors=True)
-    atexit.register(shutil.rmtree, folder / "kvd", ignore_errors=True)
-    settings = [f"data_dir={folder / 'kvd'}", f"tiers.dram.path={arena}", "tiers.dram.capacity=2GiB", "tiers.nvme.capacity=2GiB"]
-    command = [str(Path(target) / "debug/kvd"), "serve", *(word for one in settings for word in ("--set", one))]
-    path = folder / "kvd/kvd.sock"
-    connector = {
-        "kv_connector": "KvdConnector",
-        "kv_connector_module_path": "kvd.vllm",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"socket": str(path)},
-    }
-    return Server(command, folder / "kvd.log", path.exists), connector
-
-
-def lmcache(python: str, folder: Path) -> tuple[Server, dict]:
-    port = 26555
-
-    def listens() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    if listens():
-        raise GoneError(f"somebody else listens on port {port}")
-    command = [str(Path(python).parent / "lmcache"), "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--l1-size-gb", "2", "--eviction-policy", "LRU", "--chunk-size", "128"]
-    connector = {
-        "kv_connector": "LMCacheMPConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"lmcache.mp.host": "tcp://127.0.0.1", "lmcache.mp.port": port},
-    }
-    return Server(command, folder / "lmcache.log", listens), connector
-
-
-def milliseconds(values: list[float]) -> float:
-    return round(1e3 * median(values), 1)
+OPTIONS = {"dtype": "bfloat16"}
+KVD = Path(os.environ.get("CARGO_TARGET_DIR") or Path.home() / ".cache/kvd/target") / "debug/kvd"
+SETTINGS = ["tiers.dram.capacity=2GiB", "tiers.nvme.capacity=2GiB"]
 
 
 def hits(start: Callable[[], Engine], prompts: int) -> dict:
     seeds = range(FIRST, FIRST + prompts)
     with start() as engine:
-        filled = [engine.ask(seed, 4) for seed in seeds]
+        filled = [engine.ask(seed, TOKENS, 4) for seed in seeds]
     rows = []
     with start() as engine:
-        engine.ask(WARM, 4)
+        engine.ask(WARM, TOKENS, 4)
         # It maps memory, which is told by itself.
-        first = engine.ask(seeds[0], 4)
+        first = engine.ask(seeds[0], TOKENS, 4)
         for seed in seeds[1:]:
-            hit, own = engine.ask(seed, 4), [engine.ask(seed, 4) for _ in range(2)]
+            hit, own = engine.ask(seed, TOKENS, 4), [engine.ask(seed, TOKENS, 4) for _ in range(2)]
             rows.append((hit, min(own, key=lambda answer: answer["ttft_s"])))
     beyond = [hit["ttft_s"] - own["ttft_s"] for hit, own in rows]
     return {
@@ -185,12 +64,12 @@ def hits(start: Callable[[], Engine], prompts: int) -> dict:
 
 def misses(with_kvd: Engine, without: Engine, pairs: int) -> dict:
     for engine in (with_kvd, without):
-        engine.ask(WARM, 32)
+        engine.ask(WARM, TOKENS, 32)
     rows = []
     for number in range(pairs):
         # The one that is first finds another machine than the other: by turns.
         order = [with_kvd, without] if number % 2 else [without, with_kvd]
-        answers = {id(engine): engine.ask(FIRST + number, 32) for engine in order}
+        answers = {id(engine): engine.ask(FIRST + number, TOKENS, 32) for engine in order}
         rows.append((answers[id(with_kvd)], answers[id(without)]))
     assert not any(answer["cached"] for row in rows for answer in row), "nothing may be found"
 
@@ -211,9 +90,9 @@ def measure_hits(given: argparse.Namespace, prepared: dict, folder: Path) -> tup
         server, connector = serve()
         with server:
             log = folder / f"vllm-{name}.log"
-            return hits(lambda: Engine(python, packages, prepared["model"], connector, log), given.prompts)
+            return hits(lambda: Engine(python, packages, prepared["model"], connector, OPTIONS, log), given.prompts)
 
-    systems = {"kvd": system(prepared["python"], prepared["packages"], "kvd", lambda: kvd(folder))}
+    systems = {"kvd": system(prepared["python"], prepared["packages"], "kvd", lambda: kvd(KVD, folder, SETTINGS))}
     if given.lmcache:
         name = "lmcache 0.5.6"
         try:
@@ -226,12 +105,12 @@ def measure_hits(given: argparse.Namespace, prepared: dict, folder: Path) -> tup
 
 
 def measure_misses(given: argparse.Namespace, prepared: dict, folder: Path) -> tuple[dict, bool]:
-    server, connector = kvd(folder)
+    server, connector = kvd(KVD, folder, SETTINGS)
     python, packages, model = prepared["python"], prepared["packages"], prepared["model"]
     with (
         server,
-        Engine(python, packages, model, connector, folder / "vllm-kvd.log") as ours,
-        Engine(python, packages, model, None, folder / "vllm.log") as without,
+        Engine(python, packages, model, connector, OPTIONS, folder / "vllm-kvd.log") as ours,
+        Engine(python, packages, model, None, OPTIONS, folder / "vllm.log") as without,
     ):
         found = misses(ours, without, given.pairs)
     within = all(found[name]["added"] <= MISS_MAX for name in ("ttft", "request"))

@@ -1,7 +1,8 @@
-"""A vLLM engine that is asked line by line: ask.py MODEL CONNECTOR [DTYPE]
+"""A vLLM engine that is asked line by line: ask.py MODEL CONNECTOR [OPTIONS]
 
-CONNECTOR is what --kv-transfer-config takes, or null. DTYPE is float32 where none is given: in bfloat16 a computed and a cached prefix
-differ by rounding within vLLM itself. Each line of standard input is one object of JSON:
+CONNECTOR is what --kv-transfer-config takes, or null. OPTIONS are those of vLLM's class LLM, as an object of JSON. Its dtype is float32
+where none is given: in bfloat16 a computed and a cached prefix differ by rounding within vLLM itself. Each line of standard input is
+one object of JSON:
 
   {"seed": 7, "prompt_tokens": 2200, "tokens": 24}   a prompt drawn from the seed; the answer has tokens (greedy), cached (tokens of
                                                      the prompt that were not computed) and wall_s, ttft_s
@@ -30,20 +31,21 @@ from vllm import LLM, SamplingParams
 from vllm.config import KVTransferConfig
 
 
-def start(model: str, connector: dict | None, dtype: str) -> LLM:
-    more = {} if connector is None else {"kv_transfer_config": KVTransferConfig(**connector)}
-    return LLM(
-        model=model,
-        skip_tokenizer_init=True,
-        dtype=dtype,
-        enforce_eager=True,
-        max_model_len=4096,
-        max_num_seqs=8,
-        enable_prefix_caching=True,
-        disable_log_stats=False,
-        seed=0,
-        **more,
-    )
+def start(model: str, connector: dict | None, options: dict) -> LLM:
+    given = {
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 4096,
+        "max_num_seqs": 8,
+        "enable_prefix_caching": True,
+        "disable_log_stats": False,
+        "seed": 0,
+        **options,
+    }
+    if connector is not None:
+        given["kv_transfer_config"] = KVTransferConfig(**connector)
+    return LLM(model=model, **given)
 
 
 def ask(engine: LLM, order: dict) -> dict:
@@ -76,7 +78,7 @@ def counted(engine: LLM) -> dict:
 
 
 def main() -> None:
-    engine = start(sys.argv[1], json.loads(sys.argv[2]), *(sys.argv[3:] or ["float32"]))
+    engine = start(sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]) if sys.argv[3:] else {})
     print("ANSWER " + json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)

@@ -63,7 +63,7 @@ pub struct LaneOptions {
     pub chunk_bytes: usize,
     /// Chunks under way at a time, two at least.
     pub chunks: usize,
-    /// Multiprocessors that gather and scatter may take, for some ten microseconds per chunk; parts with short rows take eight for a
+    /// Multiprocessors that gather and scatter may take, for some ten microseconds per chunk; parts with short rows take four for a
     /// millisecond. Fewer take longer, and an engine whose kernels are short waits for them as long: beside 64 it loses less than beside
     /// 32, 16 or 8.
     pub multiprocessors: u32,

@@ -124,9 +124,9 @@ impl Products {
 
     /// Begins a step, as engines do: the points before and behind it.
     pub(crate) fn begin(&mut self) -> Result<[Mark; 2], DeviceError> {
-        let before = StreamEvent::behind(&self.gpu, self.stream.handle())?;
+        let before = StreamEvent::behind(&self.stream)?;
         self.gpu.bound(|| self.launch())?;
-        let behind = StreamEvent::behind(&self.gpu, self.stream.handle())?;
+        let behind = StreamEvent::behind(&self.stream)?;
         Ok([before, behind].map(Mark::in_stream))
     }
 

@@ -124,15 +124,24 @@ impl Drop for Event {
     }
 }
 
-/// A point in a stream that is not ours, with the time at which it was reached.
+/// A point in a stream, with the time at which it was reached.
 #[derive(Debug)]
 pub(crate) struct StreamEvent(Event);
 
 impl StreamEvent {
-    /// Behind all that is in the stream now, which is of the GPU's primary context and alive.
-    pub(super) fn behind(gpu: &Gpu, stream: CUstream) -> Result<Self, DeviceError> {
+    /// Behind all that is in the stream now.
+    pub(super) fn behind(stream: &Stream) -> Result<Self, DeviceError> {
+        // SAFETY: the stream is of its GPU's primary context, and alive.
+        unsafe { Self::behind_handle(&stream.1, stream.0) }
+    }
+
+    /// The same for a stream that is not ours.
+    ///
+    /// # Safety
+    /// The stream is of the GPU's primary context and not destroyed during the call, or null.
+    unsafe fn behind_handle(gpu: &Gpu, stream: CUstream) -> Result<Self, DeviceError> {
         let event = Event::made(gpu, CUevent_flags::CU_EVENT_DEFAULT)?;
-        // SAFETY: the event is of this context and alive, and so is the stream.
+        // SAFETY: the event is of this context and alive, and so is the stream, as the caller promises.
         gpu.bound(|| check("cuEventRecord", unsafe { sys::cuEventRecord(event.0, stream) }))?;
         Ok(Self(event))
     }
@@ -165,7 +174,8 @@ impl StreamEvent {
 pub unsafe fn mark_stream(device: &Device, stream: u64) -> Result<Mark, DeviceError> {
     let gpu = device.gpu().ok_or(DeviceError::NoStreams)?;
     let stream: CUstream = std::ptr::with_exposed_provenance_mut(usize::try_from(stream).unwrap_or_default());
-    StreamEvent::behind(gpu, stream).map(Mark::in_stream)
+    // SAFETY: the caller promises it.
+    unsafe { StreamEvent::behind_handle(gpu, stream) }.map(Mark::in_stream)
 }
 
 #[cfg(test)]

@@ -112,6 +112,11 @@ class KvdConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: "dict[str, torch.Tensor]") -> None:
         self._moving.register(kv_caches)
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        # Before the forward pass in every release; since 0.29 loads are started behind it.
+        self._moving.begin_step(self._orders)
+
     def start_load_kv(self, forward_context: "ForwardContext", **kwargs: Any) -> None:
         self._moving.start_loads(self._orders)
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig
 
 
+#: Ways of guessing tokens that keep no blocks of their own.
+WITHOUT_BLOCKS = ("ngram", "suffix")
+
+
 @dataclass(frozen=True)
 class Form:
     """A block: what both sides read from vLLM's description of its cache."""
@@ -128,6 +132,11 @@ def _only_spec(config: "VllmConfig", caches: "KVCacheConfig") -> "FullAttentionS
         raise Unsupported("kvd.vllm cannot tell two LoRA adapters of one name apart so far: run it without --enable-lora")
     if config.model_config.is_multimodal_model:
         raise Unsupported("kvd.vllm knows models of text alone so far: a name that a client gives an image is no digest of it")
+    if (guessing := config.speculative_config) is not None and guessing.method not in WITHOUT_BLOCKS:
+        raise Unsupported(
+            f"kvd.vllm does not know the blocks of models that guess tokens so far ({guessing.method}): "
+            f"{' and '.join(WITHOUT_BLOCKS)} guess without any"
+        )
     specs = [group.kv_cache_spec for group in caches.kv_cache_groups]
     if len(specs) != 1 or type(specs[0]) is not FullAttentionSpec:
         kinds = ", ".join(type(spec).__name__ for spec in specs)
@@ -164,12 +173,12 @@ def _about(config: "VllmConfig") -> dict[str, Any]:
 def _kernels(config: "VllmConfig") -> list[Any]:
     """What vLLM's kernels order a head's bytes by."""
     import torch
-    from vllm.distributed.kv_transfer.kv_connector.utils import get_current_attn_backend
+    from vllm.distributed.kv_transfer.kv_connector.utils import get_current_attn_backends
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
         return [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.cpu._is_amx_tile_supported()]
-    return [get_current_attn_backend(config).get_name()]
+    return sorted(backend.get_name() for backend in get_current_attn_backends(config))
 
 
 def _weights(config: "VllmConfig") -> bytes:

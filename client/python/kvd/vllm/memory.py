@@ -19,7 +19,9 @@ class Memory:
         if set(caches) != set(form.layers):
             raise Unsupported(f"vLLM has caches for {sorted(caches)} where it described {sorted(form.layers)}")
         tensors = [caches[name] for name in form.layers]
-        (device,) = {tensor.device for tensor in tensors}
+        if len(devices := {tensor.device for tensor in tensors}) != 1:
+            raise Unsupported(f"vLLM's caches lie on {len(devices)} devices, not on one")
+        (device,) = devices
         #: `None` where vLLM computes on CPUs.
         self._device: torch.device | None = None if device.type == "cpu" else device
         memories = [_memory(name, tensor, form, num_blocks) for name, tensor in zip(form.layers, tensors, strict=True)]
@@ -37,8 +39,9 @@ class Memory:
 
 def _memory(name: str, tensor: "torch.Tensor", form: "Form", num_blocks: int) -> kvd.PlaneMemory:
     wanted = (num_blocks, form.heads, form.block_tokens, form.content)
-    blocks, heads, tokens, cells = tensor.stride()
-    if tuple(tensor.shape) != wanted or cells != 1 or (form.heads_in_one_piece and tokens != form.content):
+    strides = tensor.stride() if tuple(tensor.shape) == wanted else (0, 0, 0, 0)
+    blocks, heads, tokens, cells = strides
+    if cells != 1 or (form.heads_in_one_piece and tokens != form.content):
         piece = "each head of a block" if form.heads_in_one_piece else "the key and value of a token in each head"
         raise Unsupported(
             f"the cache of {name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, not {wanted} with {piece} in one piece: "

@@ -1,10 +1,8 @@
 """How fast the engine computes prompts: what a hit has to beat."""
 
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import kvd
+import kvd
 
 #: Steps with fewer tokens are decoding, whose pace says nothing about prompts.
 TOKENS_MIN = 256
@@ -25,11 +23,11 @@ class Pace:
         self._rate = 0.0
         self._told = 0.0
 
-    def begin(self, tokens: int, mark: "kvd.Mark") -> None:
+    def begin(self, tokens: int, mark: kvd.Mark) -> None:
         """A step begins that computes so many tokens."""
         self._begun = (tokens, mark)
 
-    def end(self, mark: "kvd.Mark") -> None:
+    def end(self, mark: kvd.Mark) -> None:
         """All of the step is before this mark."""
         if self._begun is not None:
             self._steps.append((*self._begun, mark))
@@ -37,10 +35,14 @@ class Pace:
 
     def news(self) -> float | None:
         """The pace, where it is another than what was told last."""
-        while self._steps and self._steps[0][2].is_reached:
-            tokens, begun, ended = self._steps.popleft()
-            if (seconds := ended.since(begun)) is not None:
-                self._note(tokens / max(seconds, 1e-6))
+        try:
+            while self._steps and self._steps[0][2].is_reached:
+                tokens, begun, ended = self._steps.popleft()
+                if (seconds := ended.since(begun)) is not None:
+                    self._note(tokens / max(seconds, 1e-6))
+        except kvd.KvdError:
+            # What fails on the GPU is told by whoever moves blocks there.
+            self._steps.clear()
         if abs(self._rate - self._told) <= CHANGE * self._told:
             return None
         self._told = self._rate

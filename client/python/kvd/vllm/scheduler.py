@@ -123,7 +123,6 @@ class SchedulerSide:
         first = tracked.local
         end = first + tokens // self._form.block_tokens
         self._loads.append(Load(request.request_id, self._hashes(request, end), first, tracked.blocks[first:end]))
-        tracked.offered = end
 
     def sources(self, request: "Request", tokens: int) -> dict[Any, int]:
         """In vLLM's words, whence `tokens` come: the slowest tier of what was found."""

@@ -41,6 +41,9 @@ def is_packed(spec: "FullAttentionSpec") -> bool:
     # Since 0.28 and 0.29.
     if spec.kv_quant_mode.name not in ("NONE", "FP8_PER_TENSOR"):
         return True
+    # Some backends have a plane of keys and one of values instead of heads, or contents of their own.
+    if getattr(spec, "num_head_slots", None) is not None or getattr(spec, "state_content_bytes", None) is not None:
+        return True
     slots, tokens = getattr(spec, "num_heads", spec.num_kv_heads), getattr(spec, "tokens_per_state", 1)
     dense = (spec.head_size + spec.head_size_v) * spec.dtype.itemsize
     return slots != spec.num_kv_heads or tokens != 1 or cell_bytes(spec) != dense or spec.page_size_padded is not None

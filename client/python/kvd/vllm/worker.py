@@ -1,7 +1,10 @@
 """The side of vLLM's worker: bytes between its KV cache and kvd, on threads of its own."""
 
+import contextlib
 import logging
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -27,8 +30,29 @@ LOAD_THREADS = 2
 STORE_THREADS = 1
 #: Seconds in which vLLM ends a step that it has begun, or something is wrong with it.
 STEP_DEADLINE = 60.0
+#: Between two looks whether the engine ends.
+LOOK_EVERY = 0.25
 #: Between two warnings that say the same.
 WARN_EVERY = 60.0
+
+
+class Start:
+    """When the loads of a step may begin, and their deadlines with them: their requests could not run before either."""
+
+    def __init__(self, mark: kvd.Mark | None, wait_for: Callable[[kvd.Mark | None], bool]) -> None:
+        self._mark, self._wait_for = mark, wait_for
+        self._lock = threading.Lock()
+        self._at: float | None = None
+        # Mostly, and always on CPUs, there is nothing to wait for. What has failed is told by who waits.
+        with contextlib.suppress(kvd.KvdError):
+            self._at = time.monotonic() if mark is not None and mark.is_reached else None
+
+    def wait(self) -> float | None:
+        """The moment; `None` where it does not come."""
+        with self._lock:
+            if self._at is None and self._wait_for(self._mark):
+                self._at = time.monotonic()
+            return self._at
 
 
 class WorkerSide:
@@ -45,6 +69,8 @@ class WorkerSide:
         self._loads: dict[str, tuple[Load, Future[tuple[kvd.Loaded | None, float]]]] = {}
         self._stores: dict[int, Future[kvd.Stored | None]] = {}
         self._failed: set[int] = set()
+        self._begun: kvd.Mark | None = None
+        self._closing = False
         #: With stores alone: a load is a request's, which has found something just now.
         self._patience = Patience()
         self._pace = Pace()
@@ -56,32 +82,34 @@ class WorkerSide:
         self._registered = Memory(self._form, caches, self._num_blocks)
         self._views.pin_ahead(self._registered.layout)
 
+    def begin_step(self, orders: Orders) -> None:
+        """Nothing of the step is begun. What is still computed of those before may write to blocks that a load has been given since."""
+        counts = orders.tokens >= TOKENS_MIN
+        self._begun = self._mark() if counts or orders.loads else None
+        if counts and self._begun is not None:
+            self._pace.begin(orders.tokens, self._begun)
+
     def start_loads(self, orders: Orders) -> None:
-        """A step begins. What is still computed of those before may write to blocks that have been given to a load since."""
-        if not orders.loads and orders.tokens < TOKENS_MIN:
+        if not orders.loads:
             return
-        asked, mark = time.monotonic(), self._memory.mark()
-        if orders.tokens >= TOKENS_MIN:
-            self._pace.begin(orders.tokens, mark)
+        start = Start(self._begun, self._wait_for)
         for load in orders.loads:
-            self._loads[load.request] = (load, self._loading.submit(self._load, orders.name, load, mark, asked))
+            self._loads[load.request] = (load, self._loading.submit(self._load, orders.name, load, start))
 
     def start_stores(self, orders: Orders) -> None:
         """All of the step is begun, or over: what it computes is there behind this mark."""
         if not orders.stores and orders.tokens < TOKENS_MIN:
             return
-        mark = self._memory.mark()
-        self._pace.end(mark)
+        if (mark := self._mark()) is not None:
+            self._pace.end(mark)
         for store in orders.stores:
             self._stores[store.number] = self._storing.submit(self._store, orders.name, store, mark)
 
-    def _load(self, name: "Name", load: Load, mark: kvd.Mark, asked: float) -> tuple[kvd.Loaded | None, float]:
+    def _load(self, name: "Name", load: Load, start: "Start") -> tuple[kvd.Loaded | None, float]:
         """`None` where the request has waited long enough before its turn came."""
-        if not mark.is_reached:
-            if not mark.wait(STEP_DEADLINE):
-                return None, time.monotonic() - asked
-            # The request could not have run before either.
-            asked = time.monotonic()
+        asked = start.wait()
+        if asked is None:
+            return None, 0.0
         until = asked + self._settings.load_deadline
         if (left := until - time.monotonic()) <= 0 or (view := self._views.of(name, left)) is None:
             return None, time.monotonic() - asked
@@ -94,14 +122,30 @@ class WorkerSide:
             found.release()
         return loaded, time.monotonic() - asked
 
-    def _store(self, name: "Name", store: Store, mark: kvd.Mark) -> kvd.Stored | None:
-        if not mark.wait(STEP_DEADLINE) or self._patience.is_over():
+    def _store(self, name: "Name", store: Store, mark: kvd.Mark | None) -> kvd.Stored | None:
+        if not self._wait_for(mark) or self._patience.is_over():
             return None
         if (view := self._views.of(name, self._settings.match_deadline)) is None:
             return None
         stored = view.store(store.hashes, self._memory.layout, store.blocks, parent=store.parent, first_position=store.first)
         self._patience.note(stored.reason)
         return stored
+
+    def _mark(self) -> kvd.Mark | None:
+        """Behind all that vLLM has begun; `None` where the GPU refuses it, and then nothing is moved."""
+        try:
+            return self._memory.mark()
+        except kvd.KvdError as error:
+            self._warn("the GPU takes no marks: %s", error)
+            return None
+
+    def _wait_for(self, mark: kvd.Mark | None) -> bool:
+        """Whether it is reached. Ends soon where the engine does, also on a GPU that hangs."""
+        until = time.monotonic() + STEP_DEADLINE
+        while mark is not None and not self._closing and time.monotonic() < until:
+            if mark.wait(LOOK_EVERY):
+                return True
+        return False
 
     def received(self) -> set[str]:
         """Requests whose loads are over. What is not in place is among the blocks of :meth:`failed_blocks`."""
@@ -155,6 +199,7 @@ class WorkerSide:
 
     def close(self) -> None:
         """Nothing touches vLLM's memory afterwards: calls have deadlines, and what was not begun is dropped."""
+        self._closing = True
         for pool in (self._loading, self._storing):
             pool.shutdown(wait=True, cancel_futures=True)
         self._views.close()

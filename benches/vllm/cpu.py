@@ -14,10 +14,8 @@ deploy/engines.sh; the program kvd must be built. LMCache's Python has vLLM of t
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from serving import ROOT, Engine, GoneError, Server, kvd, lmcache, milliseconds
+from serving import ROOT, Engine, GoneError, Server, finish, kvd, lmcache, milliseconds
 
 TOKENS = 3500
 #: The first of the drawn prompts; those of the warm-up are nobody else's.
@@ -129,16 +127,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="kvd-bench-vllm-"))
     print(f"logs: {folder}", file=sys.stderr)
     found, within = (measure_hits if given.what == "hit" else measure_misses)(given, prepared, folder)
-    report = {
-        "command": " ".join(["benches/vllm/cpu.py", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
-        "machine": {"cores": os.cpu_count(), "kernel": platform.release()},
-        **found,
-        "within_required": within,
-    }
-    out = given.out or ROOT / f"benches/results/{datetime.date.today()}-vllm-cpu-{given.what}.json"
-    out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
-    sys.exit(not within)
+    finish("cpu.py", f"cpu-{given.what}", found, within, given.out)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ benches/results/DATE-vllm-gpu.json, or --out, and ends with 1 where a figure is 
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from serving import ROOT, Engine, GoneError, Server, kvd, milliseconds
+from serving import Engine, GoneError, Server, finish, kvd, milliseconds
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -199,20 +197,12 @@ def main() -> None:
             systems[name] = measure(name, given, prompts, folder, copy_rate)
         except GoneError as error:
             systems[name] = {"failed": str(error)}
-    ours = [row for name in ("kvd", "killed") for row in systems.get(name, [])]
-    within = all(isinstance(row, dict) and row["hit_to_own_and_copy"] <= HIT_MAX and row["same_tokens"] for row in ours)
-    report = {
-        "command": " ".join(["benches/vllm/gpu.py", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
-        "machine": {"cores": os.cpu_count(), "kernel": platform.release()},
-        "copy_gb_per_second": round(copy_rate / 1e9, 2),
-        "required": {"hit_to_own_and_copy_max": HIT_MAX},
-        "systems": systems,
-        "within_required": within if ours else None,
-    }
-    out = given.out or ROOT / f"benches/results/{datetime.date.today()}-vllm-gpu.json"
-    out.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
-    sys.exit(not within)
+    ours = [systems[name] for name in ("kvd", "killed") if name in systems]
+    rows = [row for found in ours if isinstance(found, list) for row in found]
+    within = all(isinstance(found, list) for found in ours)
+    within &= all(row["hit_to_own_and_copy"] <= HIT_MAX and row["same_tokens"] for row in rows)
+    report = {"copy_gb_per_second": round(copy_rate / 1e9, 2), "required": {"hit_to_own_and_copy_max": HIT_MAX}, "systems": systems}
+    finish("gpu.py", "gpu", report, within if ours else None, given.out)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
 import atexit
 import contextlib
+import datetime
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 #: An engine that says nothing for so long hangs.
@@ -149,3 +153,18 @@ def lmcache(python: str, folder: Path) -> tuple[Server, dict]:
 
 def milliseconds(values: list[float]) -> float:
     return round(1e3 * median(values), 1)
+
+
+def finish(script: str, name: str, found: dict, within: bool | None, out: Path | None) -> NoReturn:
+    """Writes and prints a report, and ends with 1 where a figure is not as required; `within` is `None` where none was measured."""
+    report = {
+        "command": " ".join([f"benches/vllm/{script}", *(Path(word).name if "/" in word else word for word in sys.argv[1:])]),
+        "machine": {"cores": os.cpu_count(), "kernel": platform.release()},
+        **found,
+        "within_required": within,
+    }
+    text = json.dumps(report, indent=1)
+    out = out or ROOT / f"benches/results/{datetime.date.today()}-vllm-{name}.json"
+    out.write_text(text + "\n")
+    print(text)
+    sys.exit(within is False)
